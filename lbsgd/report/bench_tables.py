@@ -20,13 +20,13 @@ HEADS = ("what", "measured [95 %]", "goal", "", "of", "beside")
 
 
 def value_words(value: float, low: float | None, high: float | None, unit: str) -> str:
-    """Return a measured value with its unit and its interval, where it has one."""
+    """Return a measured value with its unit, and its interval if it has one."""
     after = f" {unit}" if unit else ""
     return f"{value:.4g}{after}" if low is None else f"{value:.3f}{after} [{low:.3f}, {high:.3f}]"
 
 
 def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
-    """Return figures, as a bench's JSON has them, as a Markdown table."""
+    """Return the figures of a bench's JSON as a Markdown table."""
     rows = [
         (
             each["name"],
@@ -44,7 +44,7 @@ def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
 def bench_tables(path: Path, wanted: Sequence[str]) -> list[str]:
     """Return the wanted parts, by default all: title, what went wrong, the table of the figures, notes.
 
-    Raises ConfigError for a file that is no bench's, and for a part that it lacks.
+    Raises ConfigError if the file was not written by a bench, or lacks a wanted part.
     """
     try:
         found = read_note(path)
@@ -60,7 +60,7 @@ def bench_tables(path: Path, wanted: Sequence[str]) -> list[str]:
 
 
 def require_types(part: Mapping[str, Any]) -> None:
-    """Raise KeyError or TypeError where a part, or one of its figures, lacks what a table needs of it."""
+    """Raise KeyError or TypeError if a part, or one of its figures, lacks a value that its table shows."""
     parts = [(part, PART), *((figure, FIGURE) for figure in part["figures"])]
     for block, types in parts:
         for key, kind in types.items():
@@ -77,7 +77,7 @@ def part_table(part: Mapping[str, Any], about: str) -> str:
 
 
 def paragraphs(head: str, part: Mapping[str, Any], state: str) -> str:
-    """Return what is known of a part below its head; state: its state, as a page writes it."""
+    """Return a part's head and, below it, its state, figures and notes. state: its state in the words of a page."""
     said = [head]
     if part["state"] != "done":
         said.append(state + (f": {part['why']}" if part["why"] else ""))

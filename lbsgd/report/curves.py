@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def curves(run: LoggedRun, path: str | Path) -> None:
-    """Draw a run into a file, whole or not at all. Raises ConfigError when it cannot be written."""
+    """Draw a run into a file, whole or not at all. Raises ConfigError if the file cannot be written."""
     replace_picture(Path(path), figure(run))
 
 
 def figure(run: LoggedRun) -> Figure:
-    """Return a Matplotlib figure: what the run is judged by over epochs, and the learning rate below it."""
+    """Return a Matplotlib figure: the run's first measure over epochs, and the learning rate below it."""
     picture = empty_picture(figsize=(10, 6), layout="constrained")
     error, lr = picture.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     line = draw_errors(error, run)
@@ -45,10 +45,10 @@ def figure(run: LoggedRun) -> Figure:
 
 
 def add_legend(picture: Figure, title: str, **layout: Any) -> None:
-    """Name the picture and its curves beside the axes, where that hides nothing.
+    """Name the picture and its curves outside the axes, so that the legend hides no curve.
 
-    Letter by letter: a folder's name may hold dollars, and is no formula. One that begins with _ is given in labels,
-    because Matplotlib takes it for a curve that has no name.
+    Matplotlib must not parse the names as formulas, because a folder's name may hold dollars. Names come in `labels`,
+    because Matplotlib takes a curve's own label that begins with _ for no label.
     """
     legend = picture.legend(**layout)
     legend.set_title("\n".join(fill(line, 90) for line in title.split("\n")))
@@ -58,7 +58,10 @@ def add_legend(picture: Figure, title: str, **layout: Any) -> None:
 
 
 def draw_errors(axes: Axes, run: LoggedRun) -> Line2D:
-    """Draw what the run is judged by. The two kinds of line are named above, as samples would look like more runs."""
+    """Draw the run's first measure.
+
+    The title explains solid and dashed lines, because samples in the legend would look like more runs.
+    """
     measure = run.measures[0]
     if measure.training:
         training = run.curve(measure.training)
@@ -74,18 +77,18 @@ def draw_errors(axes: Axes, run: LoggedRun) -> Line2D:
 
 
 def draw_learning_rate(axes: Axes, run: LoggedRun) -> None:
-    """Draw the learning rate of every iteration, held while the iteration lasts."""
+    """Draw the learning rate of every iteration as steps."""
     epochs, lrs = lr_steps(run)
     axes.plot(epochs, lrs, marker(epochs) + "-", color=COLOURS[0], drawstyle="steps-post")
 
 
 def label_learning_rate(axes: Axes) -> None:
-    """Name both axes below learning rates that are drawn, with two to four plain numbers on the logarithmic one.
+    """Label both axes of a plot of learning rates, with two to four plain numbers on the logarithmic one.
 
-    They are round ones, or the lowest and the highest learning rate where these lie close together.
+    The numbers are round, or the lowest and the highest learning rate if these lie close together.
     """
     axes.set(xlabel="epochs", ylabel="learning rate")
-    if not math.isfinite(axes.dataLim.y0):  # matplotlib refuses a logarithmic axis of nothing
+    if not math.isfinite(axes.dataLim.y0):  # matplotlib refuses a logarithmic axis without data
         return
     axes.set_yscale("log")
     axes.minorticks_off()
@@ -102,12 +105,12 @@ def label_learning_rate(axes: Axes) -> None:
 
 
 def marker(points: Collection[Any]) -> str:
-    # Few points are marked, because one alone makes no line. Many are not, because marks would hide the dashes.
+    # Mark few points, because a single one makes no line. Do not mark many, because marks would hide the dashes.
     return "." if len(points) < 30 else ""
 
 
 def lr_steps(run: LoggedRun) -> tuple[list[float], list[float]]:
-    """Return the epoch at which each iteration begins and its learning rate, which lasts to where the last one ends."""
+    """Return the epoch at which each iteration begins, and its learning rate. A last point ends the last iteration."""
     lrs = learning_rates(run)
     lrs += lrs[-1:]
     return [t / run.header["iterations_per_epoch"] for t in range(len(lrs))], lrs
@@ -116,7 +119,7 @@ def lr_steps(run: LoggedRun) -> tuple[list[float], list[float]]:
 def learning_rates(run: LoggedRun) -> list[float]:
     """Compute the learning rate of every iteration up to the last one logged.
 
-    The log itself holds about every tenth iteration, which would put a decay up to ten iterations off.
+    The log itself holds only about every tenth iteration, so its decays would be up to ten iterations off.
     """
     schedule = schedule_of(run)
     ends = [record["iteration"] + 1 for record in run.iterations]
@@ -125,9 +128,9 @@ def learning_rates(run: LoggedRun) -> list[float]:
 
 
 def schedule_of(run: LoggedRun) -> Schedule:
-    """Return the schedule of a run. What a later version says of it besides is left out.
+    """Return the schedule of a run, without keys that a later version added.
 
-    Raises DataError for one that cannot be.
+    Raises DataError if the values make no valid schedule.
     """
     known = {field.name for field in fields(Schedule)}
     numbers = {key: value for key, value in run.header["schedule"].items() if key in known}

@@ -23,9 +23,9 @@ BASE = 256  # global batch of the paper's baseline
 
 
 def detection_tables(family: Family) -> list[PaperTable]:
-    """Return Table 3a of the rows that differ in their backbone alone, and 3b of those that have one backbone.
+    """Return Table 3a, rows that differ only in their backbone, and Table 3b, rows that share a backbone.
 
-    Where several kn or backbones make such a table, it is of those with the most rows.
+    If several kn (3a) or backbones (3b) are possible, the one with the most rows is taken.
     """
     unchanged = [row for row in family.rows if not changes_of(family, row)]
     own = most_common([row.global_batch for row in unchanged])
@@ -41,7 +41,7 @@ def detection_tables(family: Family) -> list[PaperTable]:
 
 
 def changes_of(family: Family, row: Group) -> list[str]:
-    """Return what a row changes beside its backbone, which makes the rows of Table 3a."""
+    """Return a row's changes except its backbone, by which the rows of Table 3a differ."""
     return sorted(change for change in family.changes_of(row) if not change.startswith("from "))
 
 
@@ -50,12 +50,12 @@ def most_common(values: Sequence) -> object:
 
 
 def started_from(row: Group) -> str:
-    """Return what the log says of the weights that a run began with, such as `resnet18, kn = 256`."""
+    """Return the weights that a run began with as the log describes them, such as `resnet18, kn = 256`."""
     return row.header.get("started_from") or ""
 
 
 def backbone_kn(row: Group) -> int:
-    """Return the global batch of the pre-training; 0 where the log does not know it."""
+    """Return the global batch of the pre-training; 0 if the log does not give it."""
     found = re.search(r"kn = ([\d,]+)", started_from(row))
     return int(found[1].replace(",", "")) if found else 0
 
@@ -70,7 +70,7 @@ class Name(NamedTuple):
 
 
 def pre_training(rows: Sequence[Group]) -> list[Name]:
-    """Return the rows by their factor; the paper's are those of the same factor."""
+    """Name the rows by their factor; the paper's row is the one with the same factor."""
     factors = [backbone_kn(row) / backbone_kn(rows[0]) for row in rows]
     return [
         Name(f"x{factor:g}", backbone_kn(row), round(BASE * factor), PRE_TRAINING_AP)
@@ -79,7 +79,7 @@ def pre_training(rows: Sequence[Group]) -> list[Name]:
 
 
 def detector(family: Family, rows: Sequence[Group]) -> list[Name]:
-    """Return the rows by their factor; the paper's are those of the same kn, all by the linear rule."""
+    """Name the rows by their factor; the paper's row is the one with the same kn, by the linear rule."""
     names = []
     for row in rows:
         kn, changes = row.global_batch, changes_of(family, row)
@@ -89,7 +89,7 @@ def detector(family: Family, rows: Sequence[Group]) -> list[Name]:
 
 
 def table(key: str, title: str, family: Family, rows: Sequence[Group], names: Sequence[Name]) -> PaperTable:
-    """Fill in the cells; the first row is the one that the others are compared with."""
+    """Fill in the cells; the others are compared with the first row."""
     cells = tuple(
         (name.label, *paper_cells(name), f"{name.kn:,}", *our_cells(row, rows[0]))
         for row, name in zip(rows, names, strict=True)

@@ -1,4 +1,4 @@
-"""Families: rows that are compared with each other, and how each differs from the paper's recipe in words."""
+"""Families: rows that are compared with each other, and words for how each differs from the paper's recipe."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ NAMED = {  # leaves that `changes_of` has words for
 class Family:
     """Rows of one network on one data set over the same epochs.
 
-    base_lr    the learning rate of most of them; None where they are candidates for it
-    names      of the rows, by their folders; place    what they were measured on, for headings
+    base_lr    the base learning rate of most rows; None if the rows are candidates for it
+    names      the rows' names, from their folders
+    place      what the rows were measured on, for headings
     """
 
     rows: tuple[Group, ...]
@@ -38,12 +39,12 @@ class Family:
 
     @cached_property
     def baseline(self) -> Group | None:
-        """The row that others are compared with: base_batch images, nothing changed."""
+        """The row that the others are compared with: base_batch images, nothing changed."""
         return self.find(1)
 
     @property
     def without_baseline(self) -> str:
-        """Say why no row is the baseline, if none is; the tables that compare with it are not made then."""
+        """Say why no row is the baseline, if none is. Tables that compare with the baseline are then left out."""
         if self.baseline:
             return ""
         small = [f"that with kn {row.global_batch:,} has {self.label(row)}" for row in self.rows if row.factor == 1]
@@ -60,7 +61,7 @@ class Family:
         return sorted({row.factor for row in self.rows if row.factor > 1 and self.changes_of(row) in wanted})
 
     def changes_of(self, row: Group) -> set[str]:
-        """Return what is not the paper's recipe in a row, in the words of the tables."""
+        """Return a row's differences from the paper's recipe, in the words of the tables."""
         recipe, changes = row.recipe, set()
         warmup, rule = recipe["warmup"]["kind"], recipe["linear_scaling"]["rule"]
         if rule != "linear":
@@ -80,12 +81,12 @@ class Family:
         return changes
 
     def unlike_most(self, row: Group) -> dict[str, Any]:
-        """Return the settings without a name of their own in which a row differs from most runs."""
+        """Return the settings that `changes_of` has no words for and in which a row differs from most runs."""
         return {key: value for key, value in further_settings(row).items() if value != self.usual_settings[key]}
 
     @cached_property
     def usual_settings(self) -> dict[str, Any]:
-        """The further settings of most runs; of those that are equally frequent, the first row's."""
+        """The further settings of most runs; of equally frequent values, the first row's."""
         counts: dict[str, Counter[Any]] = {}
         for row in self.rows:
             for key, value in further_settings(row).items():
@@ -99,16 +100,16 @@ class Family:
         return ", ".join(changes) if changes else plain
 
     def labels(self) -> list[str]:
-        """Return the rows' names where they make no table of the paper: their folders tell which is which."""
+        """Return the rows' names outside the paper's tables. They begin with the folder, which tells rows apart."""
         return [f"{name}, {self.label(row)}" for name, row in zip(self.names, self.rows, strict=True)]
 
     def curve_names(self) -> list[str]:
-        """Return these names as curves have them, with kn."""
+        """Return the names of the rows' curves: their labels with kn."""
         return [f"{label}, kn {row.global_batch:,}" for label, row in zip(self.labels(), self.rows, strict=True)]
 
 
 def other_changes(recipe: dict[str, Any]) -> dict[str, str]:
-    """Return further keys that are not the paper's, as words."""
+    """Return the words for further keys whose value is not the paper's."""
     norm, momentum, decay = recipe["batch_norm"], recipe["momentum"], recipe["weight_decay"]
     found = {
         "batch norm": norm["scope"] if norm["scope"] != "worker" else "",
@@ -121,14 +122,14 @@ def other_changes(recipe: dict[str, Any]) -> dict[str, str]:
 
 
 def further_settings(row: Group) -> dict[str, Any]:
-    """Return what two rows may differ in besides what `changes_of` has words for: whatever else the recipe says.
+    """Return the settings in which two rows may differ and for which `changes_of` has no words.
 
-    Null is no value: what it stands for follows from a key with words. The start of the warmup alone has a default.
+    A null is left out, because its meaning follows from a key with words. Only the start of the warmup has a default.
     """
     recipe, params = row.recipe, row.header["config"]["optimizer"].get("params", {})
     rest = {key: block for key, block in recipe.items() if key not in NOT_A_ROW}
     if not recipe["momentum"]["correction"]:
-        del rest["momentum"]  # "not corrected" says the form
+        del rest["momentum"]  # "not corrected" already says it
     if recipe["warmup"]["kind"] == "none":
         del rest["warmup"]
     leaves = {key: value for key, value in flat(rest).items() if key not in NAMED and value is not None}
@@ -145,7 +146,7 @@ def further_settings(row: Group) -> dict[str, Any]:
 
 
 def comparable(value: Any) -> Any:
-    """Return a value that can be counted, lists and objects as text."""
+    """Return a hashable value, lists and objects as text."""
     return json.dumps(value) if isinstance(value, (list, dict)) else value
 
 
@@ -166,16 +167,16 @@ def families_of(groups: Sequence[Group]) -> list[Family]:
 
 
 def family_key(group: Group) -> str:
-    """Return what the rows of a family share, but for where they ended."""
+    """Return a key of everything that the rows of a family share, except where they ended."""
     shared = {key: group.recipe.get(key) for key in SHARED}
     n, fingerprint = group.recipe["batch_norm"]["per_worker_batch"], group.runs[0].fingerprint
     return json.dumps([group.header["model"], shared, n, group.base_batch, fingerprint], sort_keys=True)
 
 
 def common_lr(rows: Sequence[Group]) -> float | None:
-    """Return the base_lr that most rows have; of several the middle one, which is the reference of a table of lrs.
+    """Return the base_lr that most rows have. If several tie, return the middle one, the reference of a table of lrs.
 
-    Small batches alone, several lrs of which are equally common, are candidates: none is the reference yet.
+    If several tie and all batches are small, the rows are candidates: return None, because no lr is chosen yet.
     """
     counts = Counter(row.base_lr for row in rows)
     most = max(counts.values())

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 STYLES = ("-", "--", "-.", ":")  # a second way to tell rows apart, for print and for the colour-blind
 LABEL_WIDTHS = {1: 85, 2: 40}  # letters of a curve's name, by the number of columns that then fit into the picture
-LEGEND_LINES = 8  # that leave the curves enough of a picture 8 inches high; more make it higher
-SALT = "lbsgd"  # of the names inside an SVG, which else are random
+LEGEND_LINES = 8  # a picture 8 inches high has room for these; more lines make it higher
+SALT = "lbsgd"  # makes the names inside an SVG deterministic
 
 
 def band_figure(title: str, names: Sequence[str], rows: Sequence[Group]) -> Figure:
-    """Draw rows over each other, mean and ± 2 std over seeds: what they are judged by, and the learning rate.
+    """Draw rows over each other: the curves that they are judged by, with ± 2 std over seeds, and the learning rate.
 
-    Of a classifier these are its validation and training error.
+    A classifier's curves are its validation and training error.
     """
     picture = empty_picture(figsize=(10, 8), layout="constrained")
     shown = curve_keys(rows[0].runs[0])
@@ -64,7 +64,7 @@ def legend_name(name: str, row: Group) -> str:
 
 
 def begin_at_zero(axes: Axes, unit: str) -> None:
-    """Cut the axis to what can be: a band of ± 2 std may reach below 0 % and beyond 100 %."""
+    """Cut the axis to possible values, because a band of ± 2 std may reach below 0 % and above 100 %."""
     top = axes.get_ylim()[1]
     axes.set_ylim(0, min(top, 100) if unit == "%" else top)
 
@@ -77,14 +77,14 @@ def draw_band(axes: Axes, band: Series, colour: str, style: str) -> Line2D:
 
 
 def gaps(values: Sequence[float | None]) -> list[float]:
-    """Return the values as matplotlib draws them: what is not known is not a number, and leaves a gap."""
+    """Return the values for matplotlib, which leaves a gap at NaN: unknown values become NaN."""
     return [math.nan if value is None else value for value in values]
 
 
 def batch_figure(title: str, family: Family, rows: Sequence[Group]) -> Figure:
     """Draw the error over the global batch, with ± 2 std, as in Fig. 1: a plateau, then an elbow.
 
-    Rows of which seeds have diverged stand out: hollow, or as a cross at the top where none is left.
+    Rows with diverged seeds stand out: hollow, or a cross at the top if all seeds diverged.
     """
     picture = empty_picture(figsize=(7, 4), layout="constrained")
     axes = picture.subplots()
@@ -110,7 +110,7 @@ def batch_figure(title: str, family: Family, rows: Sequence[Group]) -> Figure:
 
 
 def draw_means(axes: Axes, rows: Sequence[Group], style: str, label: str) -> None:
-    """Draw the means of rows over their batch, hollow where no line joins them; one seed has no bar."""
+    """Draw the means of rows over their batch, hollow if no line joins them. A single seed has no bar."""
     if not rows:
         return
     means = means_of(label, rows)
@@ -121,7 +121,7 @@ def draw_means(axes: Axes, rows: Sequence[Group], style: str, label: str) -> Non
 
 
 def save(picture: Figure, stem: Path) -> list[Path]:
-    """Write a picture as PNG and as SVG, the same bytes each time. Raises ConfigError where it cannot be written."""
+    """Write a picture as PNG and SVG, the same bytes each time. Raises ConfigError if it cannot be written."""
     import matplotlib
 
     paths = []

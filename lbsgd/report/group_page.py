@@ -1,4 +1,4 @@
-"""The page of a group of runs: the paper's tables beside ours, and the curves of each table's rows."""
+"""The page of a group of runs: the paper's tables next to ours, and the curves of each table's rows."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def group_page(
 ) -> Page:
     """Return the page of all families, those with the most rows first.
 
-    tables: names of those wanted, all by default
-    answers: sections that go before the environment, such as the claims that an experiment was run for
+    tables     names of the wanted tables, all by default
+    answers    sections before the environment, such as the claims of an experiment
     """
     sections = [section for family in families for section in sections_of(family, tables)]
     runs = [run for family in families for row in family.rows for run in row.runs]
@@ -59,7 +59,7 @@ def table_section(table: PaperTable) -> Section:
 
 
 def curve_charts(names: Sequence[str], rows: Sequence[Group]) -> list[Chart]:
-    """Return the charts of what rows are judged by and of their learning rates, all as long as the runs have come."""
+    """Return the charts of the rows' measures and learning rates, up to the last epoch that a run has reached."""
     reached = max(run.epochs_done for row in rows for run in row.shown)
     names = [", ".join([name, *without_result(row)]) for name, row in zip(names, rows, strict=True)]
     charts = [
@@ -76,7 +76,7 @@ def curve_charts(names: Sequence[str], rows: Sequence[Group]) -> list[Chart]:
 
 
 def curve_keys(run: LoggedRun) -> list[tuple[str, str, str]]:
-    """Return name, key in the log and unit of the curves over epochs that a run has."""
+    """Return name, key in the log and unit of each of a run's curves over epochs."""
     found = []
     for measure in run.headlines:
         found.append((f"validation {measure.short}", measure.key, measure.unit))
@@ -85,7 +85,7 @@ def curve_keys(run: LoggedRun) -> list[tuple[str, str, str]]:
 
 
 def band_of(name: str, runs: Sequence[LoggedRun], key: str) -> Series:
-    """Return the mean over runs per epoch, and ± 2 std where there are several."""
+    """Return the mean over runs per epoch, with ± 2 std if there are several runs."""
     means, stds = mean_curve(runs, key), std_curve(runs, key)
     epochs = list(of_epochs(runs, key))
     if len(runs) < 2:
@@ -96,9 +96,9 @@ def band_of(name: str, runs: Sequence[LoggedRun], key: str) -> Series:
 
 
 def by_outcome(rows: Sequence[Group]) -> tuple[list[Group], list[Group], list[Group]]:
-    """Return the rows that are whole, those of which seeds have diverged, and those of which all have.
+    """Return the rows without diverged seeds, those with some, and those whose seeds have all diverged.
 
-    Rows without any outcome yet are left out.
+    Rows without an outcome yet are left out.
     """
     whole = [row for row in rows if row.spread and row.whole]
     partly = [row for row in rows if row.spread and not row.whole]
@@ -106,7 +106,7 @@ def by_outcome(rows: Sequence[Group]) -> tuple[list[Group], list[Group], list[Gr
 
 
 def batch_chart(rows: Sequence[Group]) -> Chart:
-    """Return the error over the global batch (Fig. 1); rows of which seeds have diverged are lines of their own."""
+    """Return the error over the global batch (Fig. 1). Rows with diverged seeds are separate lines."""
     whole, partly, lost = by_outcome(rows)
     lines = [
         means_of("linear rule, gradual warmup", whole),
@@ -121,7 +121,7 @@ def batch_chart(rows: Sequence[Group]) -> Chart:
 
 
 def means_of(name: str, rows: Sequence[Group]) -> Series:
-    """Return the means of rows over their batch, with ± 2 std where there are several seeds."""
+    """Return the means of rows over their batch, with ± 2 std if there are several seeds."""
     known = [(row.global_batch, row.spread) for row in rows if row.spread]
     low = [None if spread.std is None else spread.mean - 2 * spread.std for _, spread in known]
     high = [None if spread.std is None else spread.mean + 2 * spread.std for _, spread in known]
@@ -129,7 +129,7 @@ def means_of(name: str, rows: Sequence[Group]) -> Series:
 
 
 def origin(families: Sequence[Family]) -> list[Section]:
-    """Return where the runs come from, told by the baseline, or the first row, of the largest family."""
+    """Return configuration and environment of the largest family's baseline, or of its first row if it has none."""
     if not families:
         return []
     family = families[0]

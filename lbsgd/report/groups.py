@@ -1,4 +1,4 @@
-"""Rows out of runs: the seeds of one recipe are a row, and what the row is follows from the plan in its log."""
+"""Make rows of runs: the seeds of one recipe are one row. The plan in the log decides which row a run belongs to."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lbsgd.report.statistics import Spread, spread
 
 T = TypeVar("T")
 SAME_IN_A_ROW = ("model", "global_batch", "precision", "schedule")
-# Keys of the recipe in which the runs of one row may differ: all but the seed change no number.
+# Keys of the recipe in which the runs of one row may differ. Only the seed changes the numbers of a run.
 NOT_A_ROW = ("seed", *NO_NUMBER)
 
 
 class BadLogs(DataError):
-    """Logs that cannot be read, each with its reason: all of them, so that they are mended at once."""
+    """All logs that cannot be read, each with its reason, so that they can be mended at once."""
 
     def __init__(self, reasons: Iterable[str]):
         self.reasons = tuple(dict.fromkeys(reasons))
@@ -34,7 +34,10 @@ class BadLogs(DataError):
 
 
 def find_runs(places: Sequence[str | Path]) -> list[LoggedRun]:
-    """Read the runs at these places, as `read_runs`. Raises BadLogs, because no table may silently lack a run."""
+    """Read the runs at these places, as `read_runs`.
+
+    Raises BadLogs if a log or folder cannot be read, because no table may silently lack a run.
+    """
     runs, bad = read_runs(places)
     if bad:
         raise BadLogs(bad)
@@ -44,8 +47,8 @@ def find_runs(places: Sequence[str | Path]) -> list[LoggedRun]:
 def read_runs(places: Sequence[str | Path]) -> tuple[list[LoggedRun], list[str]]:
     """Return the runs at these places, and the reason of each log and folder that cannot be read.
 
-    A place is a log, a run's folder, or a folder with runs at any depth below it. A git checkout below a place is not
-    entered: a grid's folder holds one, with the published logs of its commit.
+    A place is a log, a run's folder, or a folder with runs at any depth below it. Git checkouts below a place are
+    skipped, because a grid's folder holds one with the published logs of its commit.
     """
     runs: dict[Path, LoggedRun] = {}
     bad: list[str] = []
@@ -83,7 +86,7 @@ def logs_at(place: Path) -> tuple[list[Path], list[str]]:
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one recipe, a seed each, in the order of their seeds."""
+    """The runs of one recipe, one per seed, in the order of their seeds."""
 
     runs: tuple[LoggedRun, ...]
 
@@ -101,7 +104,7 @@ class Group:
 
     @property
     def factor(self) -> float:
-        """Times the batch that the learning rate is given for."""
+        """The global batch as a multiple of base_batch, the batch that base_lr is given for."""
         return self.global_batch / self.base_batch
 
     @property
@@ -122,17 +125,17 @@ class Group:
 
     @property
     def shown(self) -> tuple[LoggedRun, ...]:
-        """The runs whose curves are drawn: the finished ones, or all while there is none."""
+        """The runs whose curves are drawn: the finished ones, or all if none has finished yet."""
         return self.finished or self.runs
 
     @property
     def measure(self) -> Measure:
-        """What the rows of a table are compared by: a classifier's error."""
+        """The measure that rows are compared by, such as a classifier's error."""
         return self.runs[0].measures[0]
 
     @cached_property
     def values(self) -> list[float]:
-        """The numbers of the finished runs: of a classifier the errors in %, each the median of its last 5 epochs."""
+        """The numbers of the finished runs: a classifier's errors in %, each the median of its last 5 epochs."""
         return self.values_of(self.measure)
 
     def values_of(self, measure: Measure) -> list[float]:
@@ -148,7 +151,7 @@ class Group:
 
     @property
     def whole(self) -> bool:
-        """Whether no seed has diverged; else those that are left would stand for all, so nothing compares with them."""
+        """Whether no seed has diverged. If some have, the others must not stand for all, so the row is not compared."""
         return not self.num_diverged
 
     @property
@@ -158,7 +161,7 @@ class Group:
 
     @property
     def ended_after(self) -> float | None:
-        """The epochs of finished runs that ended early; a run that diverged has none of its own."""
+        """The epochs of finished runs that ended early. Diverged runs do not count."""
         return ended_after(self.finished[0]) if self.finished else None
 
 
@@ -167,12 +170,15 @@ def has_finished(run: LoggedRun) -> bool:
 
 
 def has_diverged(run: LoggedRun) -> bool:
-    """Return whether a run's loss was not a number; a run that was started again and has finished did not diverge."""
+    """Return whether a run ended because its loss was not a number. A run restarted and finished has not diverged."""
     return not has_finished(run) and (run.path.parent / DIVERGED).exists()
 
 
 def group_runs(runs: Sequence[LoggedRun]) -> list[Group]:
-    """Return the rows that the runs make, as `read_rows`. Raises DataError, because no table may silently lack one."""
+    """Return the rows that the runs make, as `read_rows`.
+
+    Raises DataError if some runs make no row, because no table may silently lack one.
+    """
     rows, bad = read_rows(runs)
     if bad:
         raise DataError("; ".join(bad))
@@ -180,10 +186,11 @@ def group_runs(runs: Sequence[LoggedRun]) -> list[Group]:
 
 
 def read_rows(runs: Sequence[LoggedRun]) -> tuple[list[Group], list[str]]:
-    """Return the rows that runs make, those that differ only in their seed being one, and why others make none.
+    """Return the rows that runs make, and the reasons why other runs make none. A row's runs differ only in their seed.
 
-    A run ended early (by --epochs) is a row of its own, since its last epochs are others. Of copies of a seed one
-    counts, the first that has a result. Runs that differ in code, or in the numbers of a seed, make no row.
+    A run ended early by --epochs is a separate row, because its last epochs are different ones. Of several copies of a
+    seed, the first with a result counts. Runs that differ in code, or copies of a seed with different numbers, make
+    no row.
     """
     recipes: dict[str, dict[float | None, list[LoggedRun]]] = {}
     for run in runs:
@@ -200,14 +207,14 @@ def read_rows(runs: Sequence[LoggedRun]) -> tuple[list[Group], list[str]]:
 
 
 def by_batch(row: Group) -> tuple[str, int]:
-    """Return the key of the order in which rows are shown."""
+    """Return the sort key of the order in which rows are shown."""
     return row.header["model"], row.global_batch
 
 
 def with_diverged(by_end: dict[float | None, list[T]], diverged: Callable[[T], bool]) -> list[list[T]]:
-    """Return the runs of a recipe, or the rows of a family, that belong together; given by where they ended.
+    """Return the runs of a recipe, or the rows of a family, that belong together; by_end maps `ended_after` to them.
 
-    In a grid that is tried out for a few epochs, what has diverged has no end to tell it by (`ended_after`): it belongs
+    A diverged run has no `ended_after`, so it does not show that it belongs to a trial of a few epochs. It is counted
     to the trial that ended last, unless another run was trained to its end or goes on.
     """
     early, others = sorted(end for end in by_end if end is not None), by_end.get(None, [])
@@ -218,12 +225,12 @@ def with_diverged(by_end: dict[float | None, list[T]], diverged: Callable[[T], b
 
 
 def row_key(run: LoggedRun) -> str:
-    """Return what the runs of one recipe share. How processes divided the work is not part of it."""
+    """Return a key of everything that the runs of one recipe share. How processes divide the work is not part of it."""
     numbers = {key: run.header.get(key) for key in (*SAME_IN_A_ROW, "started_from")}
     recipe = {key: value for key, value in run.header["recipe"].items() if key not in NOT_A_ROW}
     return json.dumps([numbers, recipe, run.header["config"]["optimizer"], run.fingerprint], sort_keys=True)
 
 
 def ended_after(run: LoggedRun) -> float | None:
-    """Return the epochs of a run that ended early, by --epochs; None of one that was trained to its end, or goes on."""
+    """Return the epochs of a run that --epochs ended early; None if the run was trained to its end, or goes on."""
     return run.epochs_done if run.result is not None and not run.reached_its_plan else None

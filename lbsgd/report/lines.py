@@ -1,4 +1,4 @@
-"""Lines of words that a terminal does not break inside a word; a file or a pipe gets each in one piece."""
+"""Prints lines that a terminal wraps only between words. A file or a pipe gets each line unwrapped."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ LEAST_WIDTH = 20  # of wrapped text
 
 
 def on_terminal() -> bool:
-    """Return whether a person reads; FORCE_COLOR, which build servers set, makes rich take a file for a terminal."""
+    """Return whether stdout is a terminal. rich cannot tell: with FORCE_COLOR, as on build servers, it says yes."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
 def fact(name: str, value: object) -> str:
-    """Return a name and what there is to say of it, in two columns."""
+    """Return a name and its value in two columns."""
     return f"{name:{NAME_WIDTH}}{value}"
 
 
 def say_fact(name: str, value: object) -> None:
-    """Print a name and what there is to say of it. Raises OutputError."""
+    """Print a name and its value. Raises OutputError."""
     say(on_width(fact(name, value), NAME_WIDTH))
 
 
 def warn(text: str) -> None:
-    """Print what is doubtful. Raises OutputError."""
+    """Print a warning. Raises OutputError."""
     say(on_width(f"warning: {text}"))
 
 
 def on_width(text: str, indent: int = 2) -> str:
-    """Return a text in the terminal's width, further lines indented; as it is where stdout is no terminal."""
+    """Wrap a text to the terminal's width, further lines indented. Leave it as it is if stdout is no terminal."""
     if not on_terminal():
         return text
     return fitted(text, shutil.get_terminal_size().columns, indent)
 
 
 def fitted(text: str, width: int, indent: int) -> str:
-    """Return a text in lines of a width, broken between words, further lines indented; as it is where it fits."""
+    """Wrap a text between words to a width, further lines indented. Leave it as it is if it fits."""
     if len(text) <= width:
         return text
     return textwrap.fill(

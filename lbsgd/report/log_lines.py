@@ -1,4 +1,4 @@
-"""Reads the lines of a run log: the keys that are always in them, and the types of the values that readers use."""
+"""Reads the lines of a run log, and checks the keys that readers need and the types of their values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEYS = {
 
 
 class Kind(NamedTuple):
-    """A type of values: what else is not, and how to tell."""
+    """A type of values. words: how an error names a value of another type. holds: whether a value is of this type."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -50,7 +50,7 @@ LIST = Kind("no list", lambda value: isinstance(value, list))
 TEXTS = Kind("no list of texts", lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value))
 NUMBERS = Kind("no list of numbers", lambda value: isinstance(value, list) and all(map(is_number, value)))
 
-# Of the first line, by key path. A report needs each of them; a run that goes on does not.
+# The values of the first line, by key path. A report needs all of them; a resumed run does not.
 FIRST_LINE = {
     "model": TEXT,
     "precision": TEXT,
@@ -77,7 +77,7 @@ FIRST_LINE = {
     "config": OBJECT,
     "config.optimizer": OBJECT,
 }
-# Of the first line, where they are there.
+# Optional values of the first line.
 FURTHER = {
     "num_iterations": POSITIVE,
     "started_from": or_null(TEXT),
@@ -95,15 +95,15 @@ FURTHER = {
     "environment.command": LIST,
 }
 TYPES = {**FIRST_LINE, **FURTHER}
-# Of the other lines.
+# Numbers of the other lines.
 PLACES = {"iteration", "epoch", "seconds"}
-# There, null stands for what was no number.
+# Numbers of the other lines that are null if the value was NaN or infinite.
 NUMBERS_OR_NULL = {"lr", "train_loss", "val_loss", "images_per_second", "data_wait_pct"}
 ABSENT = object()
 
 
 def missing_keys(record: Record, header: Record) -> list[str]:
-    """Return the keys that a record in a log with this first line lacks; an epoch may be without its evaluation."""
+    """Return the keys that a record lacks in a log with this first line. An epoch need not have an evaluation."""
     kind, measures = record["kind"], measures_of(header)
     training = {measure.training for measure in measures if measure.training} if kind == "epoch" else set()
     judged = {measure.key for measure in measures}
@@ -118,7 +118,7 @@ def missing_leaves(header: Record) -> list[str]:
 
 
 def mistyped(record: Record, header: Record) -> list[str]:
-    """Return what is wrong with the values of a record, in words; of the first line, header is the same."""
+    """Return in words what is wrong with the values of a record. The first line is its own header."""
     if record["kind"] == "run":
         values = {path: get(record, path, ABSENT) for path in TYPES}
         wrong = {path for path, value in values.items() if value is not ABSENT and not TYPES[path].holds(value)}
@@ -138,7 +138,7 @@ def mistyped(record: Record, header: Record) -> list[str]:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Return the records of a log. Raises DataError with the line that is none, or caused by an OSError."""
+    """Return the records of a log. Raises DataError with the number of a wrong line, or caused by an OSError."""
     try:
         with open(path, "rb") as file:
             lines = file.readlines()
@@ -160,7 +160,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def record_of(line: bytes, header: Record | None) -> Record:
-    """Return one line's record; the first line has no header before it."""
+    """Return one line's record; header is None for the first line. Raises ValueError if the line is no record."""
     try:
         record = json.loads(line, parse_constant=not_strict)
     except (ValueError, RecursionError):
@@ -177,5 +177,5 @@ def record_of(line: bytes, header: Record | None) -> Record:
 
 
 def not_strict(constant: str) -> None:
-    """Refuse NaN and infinity, which Python's json would take."""
+    """Refuse NaN and infinity, which Python's json accepts."""
     raise ValueError(constant)

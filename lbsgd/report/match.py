@@ -17,16 +17,16 @@ MEANING = (
     "Curves match from the epoch from which the mean training error stays within 2 std of the baseline's mean, or "
     f"within {POINTS} points where that is more, to the end."
 )
-SEEDS = 3  # of the baseline, for a band that a running job is held against
+SEEDS = 3  # of the baseline, to compare a running job with its band
 
-FIRST_PART = 1 / 3  # of the epochs, left out by claims: there large batches lag in the paper's Figure 3 too
+FIRST_PART = 1 / 3  # of the epochs, which claims leave out: large batches lag there in the paper's Figure 3, too
 
 CAUSES = "no warmup, a global batch beyond the elbow of the linear rule (Fig. 1), or weight decay on batch norm"
 
 
 @dataclass(frozen=True)
 class Match:
-    """From which epoch on training stays in the baseline's band: None for never; not known without whole runs."""
+    """The epoch from which training stays in the baseline's band, None if never; known: whether it can be computed."""
 
     epoch: int | None
     known: bool = True
@@ -39,33 +39,30 @@ class Match:
 
 
 def mean_curve(runs: Sequence[LoggedRun], key: str) -> list[float]:
-    """Return the mean over runs of each epoch that all of them have reached; NaN where none has a number."""
+    """Return the mean over runs for each epoch that all runs have reached; NaN if none has a number."""
     return [mean(values) if values else math.nan for values in of_epochs(runs, key).values()]
 
 
 def std_curve(runs: Sequence[LoggedRun], key: str) -> list[float]:
-    """Return the standard deviation over runs of each epoch; 0 for a single run."""
+    """Return the standard deviation over runs for each epoch; 0 for a single run."""
     return [stdev(values) if len(values) > 1 else 0.0 for values in of_epochs(runs, key).values()]
 
 
 def of_epochs(runs: Sequence[LoggedRun], key: str) -> dict[float, list[float]]:
-    """Return the numbers of each epoch that all runs have reached, and evaluated where the number comes from that.
-
-    What the log has null for is no number.
-    """
+    """Return the runs' numbers for each epoch in which all of them have logged this key. A null is left out."""
     columns = [run.curve(key) for run in runs]
     common = [epoch for epoch in columns[0] if all(epoch in each for each in columns)] if columns else []
     return {epoch: [each[epoch] for each in columns if each[epoch] is not None] for epoch in common}
 
 
 def band(baseline: Sequence[LoggedRun]) -> list[tuple[float, float]]:
-    """Return the lowest and highest training error of each epoch: the mean ± max(2 std, 0.5 points)."""
+    """Return the lower and upper border of the band in each epoch: mean training error ± max(2 std, 0.5 points)."""
     widths = [max(2 * std, POINTS) for std in std_curve(baseline, TRAIN_TOP1)]
     return [(value - w, value + w) for value, w in zip(mean_curve(baseline, TRAIN_TOP1), widths, strict=True)]
 
 
 def limits(baseline: Sequence[LoggedRun]) -> dict[float, float]:
-    """Return how high one more seed's training error may lie in each epoch that two or more of s seeds have:
+    """Return the upper limit of one more seed's training error, for each epoch that at least two of s seeds have:
 
     mean + max(t(0.975, s - 1) · std · √(1 + 1/s), 0.5 points)
 
@@ -83,7 +80,7 @@ def limit(values: Sequence[float]) -> float:
 def distances(row: Group, baseline: Group, left_out: float = FIRST_PART) -> list[float]:
     """Return how many points each finished run's training error lies from the baseline's mean, on average:
 
-    mean over epochs of |error - mean of the baseline's seeds|        the first part of the epochs is left out
+    mean over epochs of |error - mean of the baseline's seeds|        without the first part of the epochs
     """
     center = {epoch: mean(values) for epoch, values in of_epochs(baseline.finished, TRAIN_TOP1).items() if values}
     counted = [epoch for epoch in center if epoch > left_out * max(center)]
@@ -95,7 +92,7 @@ def distances(row: Group, baseline: Group, left_out: float = FIRST_PART) -> list
 def matched_from(row: Group, baseline: Group) -> Match:
     """Return the epoch from which the row's mean training curve stays inside the baseline's band to the end.
 
-    Not known of runs that count no classifier's error in training, nor where a seed of either row has diverged.
+    It is not known if the runs log no training error of a classifier, or if a seed of either row has diverged.
     """
     if not row.whole or not baseline.whole:
         return Match(None, known=False)

@@ -1,4 +1,4 @@
-"""The numbers that a run is judged by: their keys in the log, their names for people, and what a run's own is."""
+"""The numbers that a run is judged by: their keys in the log, their names, and how epochs give a run's number."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of an evaluation. A task names its own (`train.task`), the most important first.
+    """One number of an evaluation. A task lists its measures (`train.task`), the most important first.
 
-    key         in the records of the log: of each evaluation, and of the result
-    name        for tables and pages; short is for the screen
-    unit        stands after the number
-    training    key of the same number on the training images, where the task counts it
+    key         its key in the log, in each evaluation and in the result
+    name        its name in tables and pages; short: its name on the screen
+    unit        its unit, printed after the number
+    training    key of the same number on the training images, if the task computes it
     of_run      which evaluation a run is judged by: the median of the last 5 (Sec. 5.1), or the last one
     headline    whether screen and tables show it
     higher      whether more is better
@@ -36,9 +36,9 @@ class Measure:
     higher: bool = False
 
     def of(self, epochs: Sequence[Record]) -> float | None:
-        """Return the run's number; None without any evaluation that gave one.
+        """Return the run's number; None if no evaluation gave one.
 
-        Where none of the last 5 epochs was evaluated, as in a run that goes on (`--evaluate_every`), it is the last.
+        If none of the last 5 epochs was evaluated, as in a running job with `--evaluate_every`, return the last number.
         """
         if self.of_run == "median" and (found := self.found(epochs[-LAST_EPOCHS:])):
             return median(found)
@@ -65,7 +65,7 @@ class Measure:
         return self.how if found > 1 else LAST
 
     def words(self, value: float | None) -> str:
-        """Return `23.74 %`, or `-` where there is no number."""
+        """Return `23.74 %`, or `-` if there is no number."""
         return "-" if value is None else f"{value:.2f}{self.unit and ' ' + self.unit}"
 
 
@@ -84,9 +84,9 @@ def as_data(measures: Sequence[Measure]) -> list[dict[str, Any]]:
 
 
 def measures_of(header: Record) -> tuple[Measure, ...]:
-    """Return the measures that the first line of a log names; earlier logs, which name none, are a classifier's.
+    """Return the measures that the first line of a log names. Old logs name none; they are a classifier's.
 
-    What a later version says of a measure besides is left out.
+    Fields that a later version added to a measure are left out.
     """
     named, known = header.get("judged_by"), {field.name for field in fields(Measure)}
     if named is None:

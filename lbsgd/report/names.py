@@ -1,4 +1,4 @@
-"""Names of runs, rows and families: as short as tells them apart."""
+"""Names of runs, rows and families, as short as possible but distinct."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ SEED = re.compile(r"seed\d+")  # the folder of a run in a row of a grid
 
 
 def names_of(runs: Sequence[LoggedRun]) -> list[str]:
-    """Name each run by its folder, with only as much of the path as tells the runs apart."""
+    """Name each run by its folder, with only as much of the path as is needed to tell the runs apart."""
     return told_apart([place_of_run(run) for run in runs])
 
 
 def row_names(rows: Sequence[Group]) -> list[str]:
-    """Name each row by its folder as `names_of` names runs; one of several by the first, with how many more."""
+    """Name each row by its folder as `names_of` names runs. A row in several folders is "the first and 2 more"."""
     places = [list(dict.fromkeys(map(row_place_of, row.runs))) for row in rows]
     names = told_apart([first for first, *_ in places])
     return [f"{name} and {len(more)} more" if more else name for name, (_, *more) in zip(names, places, strict=True)]
 
 
 def place_of_run(run: LoggedRun) -> Path:
-    """Return what names a run: its folder, or its log where that has a name of its own."""
+    """Return the path that names a run: its folder, or its log if that is not called log.jsonl."""
     path = run.path.resolve()
     return path.parent if path.name == LOG_NAME else path.with_suffix("")
 
 
 def row_place_of(run: LoggedRun) -> Path:
-    """Return what names the row of a run: NAME is that of NAME/seed0/log.jsonl in a grid, as of NAME/log.jsonl."""
+    """Return the path that names the row of a run: NAME for NAME/log.jsonl, and for NAME/seed0/log.jsonl of a grid."""
     place = place_of_run(run)
     return place.parent if SEED.fullmatch(place.name) else place
 
@@ -50,7 +50,7 @@ def told_apart(places: Sequence[Path]) -> list[str]:
 
 
 def places_of(families: Sequence[Sequence[Group]]) -> list[str]:
-    """Return what each family was measured on, as headings say it; equal headings go on with what sets them apart."""
+    """Return what each family was measured on, for headings. Equal ones get the settings that tell them apart."""
     places, settings = [place_of(rows) for rows in families], [settings_of(rows[0]) for rows in families]
     found = []
     for place, own in zip(places, settings, strict=True):
@@ -78,7 +78,7 @@ def images_of(row: Group) -> str:
 
 
 def settings_of(row: Group) -> dict[str, Any]:
-    """Return what the rows of a family share besides (`families.family_key`)."""
+    """Return the further settings that the rows of a family share (`families.family_key`)."""
     leaves = that_counts(row.recipe)
     found = {key: value for key, value in leaves.items() if key.split(".")[0] in ("decay", "augmentation")}
     found["n"], found["base_batch"] = row.recipe["batch_norm"]["per_worker_batch"], row.base_batch

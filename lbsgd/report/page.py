@@ -1,4 +1,4 @@
-"""A page for a run or a group of runs: one HTML file with its numbers, script and style in it, and nothing to fetch."""
+"""The page of a run or a group of runs: one HTML file that contains its numbers, script and style."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RELOAD_SECONDS = 15
 class Series:
     """A line of a chart; low and high are the borders of its band.
 
-    mark    "hollow" for points that no line joins, "cross" for places at the top of the chart that have no number
+    mark    "hollow": points that no line joins; "cross": marks at the top of the chart, for x without a number
     """
 
     name: str
@@ -55,13 +55,13 @@ class Chart:
     xmax: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        unit = self.unit and f" {self.unit}"  # as it stands behind a number
+        unit = self.unit and f" {self.unit}"  # printed after a number
         return {**vars(self), "unit": unit, "series": [series.as_dict() for series in self.series]}
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A line of a list of facts; `paper` is the paper's value where it is another one."""
+    """A line of a list of facts; `paper` is the paper's value if it differs."""
 
     name: str
     value: str
@@ -70,9 +70,9 @@ class Fact:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: a table, charts, facts and a command, each if there is one.
+    """A part of the page: a table, charts, facts and a command, all optional.
 
-    words    whether the table's cells are words, which break into lines, or numbers
+    words    whether the table's cells are words, which wrap, and not numbers
     """
 
     title: str = ""
@@ -87,7 +87,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """Holds what a page says. The page of a run that goes on is unfinished, and reloads itself."""
+    """The content of a page. The page of a running job is unfinished, and reloads itself."""
 
     title: str
     status: str
@@ -111,9 +111,9 @@ class Page:
         return template().render(page=page, **{name: markupsafe.Markup(text) for name, text in parts.items()})
 
     def write(self, folder: Path) -> Path:
-        """Write index.html: the old page or the new one, never half. Raises ConfigError where it cannot be written.
+        """Write index.html, whole or not at all. Raises ConfigError if it cannot be written.
 
-        It is made again from the log at any time, so it is not forced to the disk, for which training would wait.
+        The page is not forced to the disk: training would wait for that, and the log can make the page again.
         """
         path = folder / PAGE_NAME
         try:
@@ -124,14 +124,14 @@ class Page:
 
 
 def rounded(values: Sequence[float | None]) -> list[float | None]:
-    """Return the values to five digits, counts in full; what is no finite number as None."""
+    """Return the values rounded to five digits, integers in full; None for NaN and infinity."""
     finite = (value if value is not None and math.isfinite(value) else None for value in values)
     return [value if value is None or isinstance(value, int) else float(f"{value:.5g}") for value in finite]
 
 
 @cache
 def template() -> Template:
-    from jinja2 import Environment, StrictUndefined  # late: only where a page is written
+    from jinja2 import Environment, StrictUndefined  # late: only pages need it
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     return environment.from_string(asset("page.html.j2"))

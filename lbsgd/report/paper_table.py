@@ -1,4 +1,4 @@
-"""A table in the paper's layout: the paper's numbers in its first columns, ours beside them."""
+"""A table in the paper's layout: the paper's numbers in the first columns, then ours."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Columns(NamedTuple):
     """The heads of a table.
 
     heads          the row's name, three columns of the paper, then ours
-    narrow         the columns that fit into 80 of a terminal
+    narrow         the columns that fit into a terminal of 80
     measured_on    what the paper's numbers were measured on
     """
 
@@ -32,7 +32,7 @@ class Columns(NamedTuple):
     measured_on: str
 
     def with_sides(self, paper: str, ours: str) -> list[str]:
-        """Return the heads, with a word before the paper's and before the first of ours."""
+        """Return the heads with one word before each of the paper's and another before the first of ours."""
         return [
             paper + head if 1 <= number < FIRST_OF_OURS else ours + head if number == FIRST_OF_OURS else head
             for number, head in enumerate(self.heads)
@@ -41,7 +41,7 @@ class Columns(NamedTuple):
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of cells; `name` is for files and regions, `ours` says what ours was measured on."""
+    """A table of cells. `name` is used for files and regions; `ours` says what our numbers were measured on."""
 
     name: str
     title: str
@@ -52,7 +52,7 @@ class PaperTable:
 
     @property
     def curve_names(self) -> list[str]:
-        """The names of the rows' curves, with kn as the table has it: in Table 3a it is that of the pre-training."""
+        """The names of the rows' curves with the table's kn, which in Table 3a is the kn of the pre-training."""
         return [f"{row[0]}, kn {row[FIRST_OF_OURS]}" for row in self.rows]
 
     @property
@@ -62,7 +62,7 @@ class PaperTable:
 
     @property
     def note(self) -> str:
-        """Say which rows are of other code, if any are."""
+        """Say which rows were run by other code, if any were."""
         return note_of_codes(self.curve_names, self.groups) if self.groups else ""
 
     def markdown(self) -> str:
@@ -71,7 +71,7 @@ class PaperTable:
         return f"**{self.title}.** {self.measured}\n\n{body}\n{below}"
 
     def csv(self, ending: str = "") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Return heads and rows for a CSV file. Each row begins with the table's name, as its picture is named."""
+        """Return heads and rows for a CSV file. Each row begins with the table's name, as its picture's file does."""
         first, *heads = self.columns.heads
         sides = (
             f"{'paper' if number < FIRST_OF_OURS else 'ours'} {head}" for number, head in enumerate(heads, start=1)
@@ -79,7 +79,7 @@ class PaperTable:
         return ("table", first, *sides), [(self.name + ending, *row) for row in self.rows]
 
     def rich(self, width: int = 120) -> RichTable:
-        """Return the table for a terminal; one narrower than WIDE gets the columns that matter most."""
+        """Return the table for a terminal. Below a width of WIDE it has only the most important columns."""
         heads = self.columns.heads
         shown = range(len(heads)) if width >= WIDE else self.columns.narrow
         title = escape(f"\n{self.title}\n{self.measured[0].lower()}{self.measured[1:-1]}")
@@ -95,14 +95,14 @@ class PaperTable:
 
 
 def error_cell(row: Group, unit: str = "") -> str:
-    """Return mean ± std of the finished runs, with the number of those that diverged or have not come to their end."""
+    """Return mean ± std of the finished runs, and how many others diverged or have not finished."""
     return ", ".join([*([f"{row.spread} {unit}".rstrip()] if row.spread else []), *without_result(row)])
 
 
 def without_result(row: Group) -> list[str]:
     """Return how many seeds of a row have no result and why, in the words that tables and pictures share."""
     said = []
-    others = len(row.runs) - len(row.finished) - row.num_diverged  # they go on, or were killed: the logs do not tell
+    others = len(row.runs) - len(row.finished) - row.num_diverged  # running or killed: the logs do not tell which
     if row.num_diverged:
         said.append("all diverged" if row.lost else f"{row.num_diverged} diverged")
     said += [f"{others} not finished"] if others else []
@@ -112,7 +112,7 @@ def without_result(row: Group) -> list[str]:
 def difference_cell(row: Group, baseline: Group | None) -> str:
     """Return the difference from the baseline with its interval; nothing for the baseline itself, or without one.
 
-    Where a seed has diverged there is none: those that are left would stand for all.
+    A row with a diverged seed has no difference, because its other seeds must not stand for all.
     """
     if baseline is None or row is baseline or not row.whole or not baseline.whole:
         return ""
@@ -121,7 +121,7 @@ def difference_cell(row: Group, baseline: Group | None) -> str:
 
 
 def note_of_codes(names: Sequence[str], rows: Sequence[Group]) -> str:
-    """Name the rows that other code has run than the first that is known of; old logs do not tell."""
+    """Name the rows that were run by other code than the first row whose code is known. Old logs do not tell."""
     codes = {name: code for name, row in zip(names, rows, strict=True) if (code := code_of(row.runs[0]))}
     first = next(iter(codes), "")
     others = [name for name, code in codes.items() if code != codes[first]]

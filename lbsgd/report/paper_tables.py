@@ -1,4 +1,4 @@
-"""Tables 1, 2a, 2b, 2c and the numbers of Figures 1 and 3: the paper's errors beside ours."""
+"""Tables 1, 2a, 2b, 2c and the numbers of Figures 1 and 3: the paper's errors next to ours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lbsgd.report.measure import BOX_AP, TOP1
 from lbsgd.report.paper_table import Columns, PaperTable, difference_cell, error_cell
 
 BASE, LARGE = 256, 8192  # the paper's global batches
-DEEPER = ("resnet101", "resnet14")  # the networks of Table 2c: the paper's, and ours in miniature
+DEEPER = ("resnet101", "resnet14")  # the networks of Table 2c: the paper's, and our small one
 COLUMNS = Columns(
     heads=("", "kn", "η", "error %", "kn", "η", "error %", "seeds", "difference [95 %]", "curves match"),
     narrow=(0, 3, 4, 6, 8),
@@ -33,7 +33,7 @@ MEASURED = {
 
 
 class PaperRow(NamedTuple):
-    """A row of a table of the paper: at the small or the large batch, with one change or none."""
+    """A row of a table of the paper: the small or the large batch, with one change or none."""
 
     large: bool
     change: str = ""
@@ -57,7 +57,7 @@ LAYOUTS = {
     ),
 }
 
-# What a table is made of, for those who ask for one that their runs do not make.
+# The rows that a table needs, for the error if the runs do not make a wanted table.
 NEEDS = {
     **{
         name: f"the baseline and a row with {' or '.join(dict.fromkeys(row.change for row in layout if row.change))}"
@@ -71,10 +71,10 @@ NEEDS = {
 
 
 def paper_tables(family: Family) -> list[PaperTable]:
-    """Return the tables for which a family has at least two rows; one per large batch where there are several.
+    """Return the tables for which a family has at least two rows, one per large batch.
 
-    Detectors make Table 3, whatever else is not judged by its top-1 error makes none. Tables 1 and 2 compare with the
-    baseline, so runs without one, such as the simulated ones of other experiments, make neither.
+    Detectors make Table 3. Other runs that are not judged by their top-1 error make no table. Tables 1 and 2 compare
+    with the baseline, so runs without a baseline, such as the simulated ones of other experiments, make neither.
     """
     if family.rows[0].measure.key == BOX_AP.key:
         return detection_tables(family)
@@ -99,7 +99,7 @@ def paper_tables(family: Family) -> list[PaperTable]:
 
 
 def tables_2c(family: Family) -> list[PaperTable]:
-    """Return Table 2c of each large batch: the baseline and it."""
+    """Return Table 2c for each large batch: the baseline and that batch."""
     columns, factors = COLUMNS._replace(measured_on="ResNet-101 on ImageNet"), family.factors("")
     rows_at = ((PaperRow(False), BASE), (PaperRow(True), LARGE))
     return [
@@ -115,12 +115,12 @@ def tables_2c(family: Family) -> list[PaperTable]:
 
 
 def name_at(name: str, factor: float | None, factors: Sequence[float | None]) -> str:
-    """Return the name of the table at one of several large batches, or its own."""
+    """Return the table's name, with the factor if there are several large batches."""
     return f"{name}_x{factor:g}" if len(factors) > 1 and factor else name
 
 
 def tables_of(families: Sequence[Family], names: Sequence[str] = ()) -> list[PaperTable]:
-    """Return the tables of these names, or all, that families make; one per large batch has the name of all of them."""
+    """Return the families' tables with these names, by default all. `table1` stands for `table1_x8` and the like."""
     return [table for family in families for table in paper_tables(family) if not names or name_of(table) in names]
 
 
@@ -129,7 +129,7 @@ def name_of(table: PaperTable) -> str:
 
 
 def why_not(families: Sequence[Family], names: Sequence[str]) -> list[str]:
-    """Say of each of these tables that no family makes what it would be made of, and what is wrong if that is known."""
+    """Say for each of these tables that no family makes which rows it needs, and what is wrong if that is known."""
     made = set(map(name_of, tables_of(families)))
     lacks = lacking(families)
     return [
@@ -141,7 +141,7 @@ def why_not(families: Sequence[Family], names: Sequence[str]) -> list[str]:
 
 
 def lacking(families: Sequence[Family]) -> str:
-    """Say why families of several rows have no baseline, if any has none."""
+    """Say why families of several rows have no baseline, if any lack one."""
     without = dict.fromkeys(family.without_baseline for family in families if len(family.rows) > 1)
     return " ".join(filter(None, without)).rstrip(".")
 
@@ -166,7 +166,7 @@ def papers(asked: PaperRow) -> tuple[int, tuple[float, float] | None]:
 def filled(
     family: Family, name: str, title: str, rows: Iterable[tuple[Group | None, tuple]], columns: Columns = COLUMNS
 ) -> PaperTable:
-    """Fill in the cells; rows that nobody ran are left out."""
+    """Fill in the cells. Rows without runs are left out."""
     there = [(row, *known) for row, known in rows if row is not None]
     cells = tuple(
         (family.label(row), *paper_cells(kn, error, row, family), *our_cells(family, row)) for row, kn, error in there
@@ -178,7 +178,7 @@ def paper_cells(kn: int, error: tuple[float, float] | None, row: Group, family: 
     """Return the paper's kn, η (by the same rule as ours) and error."""
     if error is None:
         return "-", "-", "-"
-    assert family.base_lr  # candidates for it are rows of no table
+    assert family.base_lr  # it is None only for candidates, which are in no table
     times = row.lr / (family.base_lr * row.factor)
     rule = {"lr not scaled": 0.1, "square-root rule": 0.1 * (kn / BASE) ** 0.5}
     lr = next((rule[change] for change in family.changes_of(row) if change in rule), 0.1 * kn / BASE * times)

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS = ("png", "svg", "pdf")
-# Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow, too light for a thin line.
+# Okabe and Ito's colours, which colour-blind readers can tell apart. Their yellow is too light for a thin line.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 
 def empty_picture(**layout: Any) -> Figure:
     """Return an empty Matplotlib figure, which no window or notebook shows.
 
-    So the backend that a caller of this process draws with counts for nothing. Jupyter names its own in MPLBACKEND to
-    each command that it runs, and a Matplotlib without that backend would refuse to be imported.
+    The figure needs no backend, so MPLBACKEND is ignored: Jupyter sets it for every command that it runs, and a
+    Matplotlib without Jupyter's backend cannot be imported then.
 
-    Raises ConfigError where Matplotlib finds no folder for its notes.
+    Raises ConfigError if Matplotlib finds no folder for its configuration.
     """
     backend = os.environ.pop("MPLBACKEND", None)
     try:
@@ -42,12 +42,12 @@ def empty_picture(**layout: Any) -> Figure:
 
 
 def replace_picture(path: Path, picture: Figure, dpi: int = 150, **how: Any) -> None:
-    """Write a picture, whole or not at all. Raises ConfigError for another kind, and where it cannot be written.
+    """Write a picture, whole or not at all. Raises ConfigError for another kind, and if it cannot be written.
 
-    how: for savefig. A letter that the font lacks is a box, without a warning.
+    how: arguments of savefig. A letter that the font lacks becomes a box, without a warning.
     """
     kind = path.suffix.lstrip(".").lower()
-    if kind not in KINDS:  # Matplotlib's others need programs or libraries that may be missing
+    if kind not in KINDS:  # Matplotlib's other kinds need programs or libraries that may be missing
         raise ConfigError(f"{path}: no picture of that kind can be drawn; choose .png, .svg or .pdf")
     image = BytesIO()
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Prints to a terminal in its width, and to a file or a pipe, which has none, in a given one."""
+"""Prints in the width of the terminal, or in a given width to a file or a pipe."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.text import Text
 from lbsgd.disk import OutputError
 from lbsgd.report.lines import fitted, on_terminal
 
-HEIGHT = 25  # rich takes no width without a height where TERM is dumb
+HEIGHT = 25  # if TERM is dumb, rich ignores a width without a height
 
 
 class Printer(Console):
-    """A console of the terminal's width, or of `pipe_width` where there is no terminal."""
+    """A console of the terminal's width, or of `pipe_width` if there is no terminal."""
 
     def __init__(self, pipe_width: int):
         self.is_for_people = on_terminal()
@@ -22,27 +22,27 @@ class Printer(Console):
         super().__init__(highlight=False, emoji=False, force_terminal=self.is_for_people, width=width, height=height)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Lay out what will be written."""
+        """Lay out the text as it will be written."""
         return super().render_str(self.written(text), **options)
 
     def written(self, text: str) -> str:
-        """Return a text as the stream writes it: one that is not UTF-8 has `eta` for η, which is wider."""
+        """Return a text as the stream writes it: a stream that is not UTF-8 writes `eta` for η, which is wider."""
         errors = getattr(self.file, "errors", None) or "strict"
         return text.encode(self.encoding, errors).decode(self.encoding, errors)
 
     def wrapped(self, text: str, indent: int) -> str:
-        """Return a text in the terminal's width, further lines indented; in one line where there is no terminal."""
+        """Wrap a text to the terminal's width, further lines indented. Without a terminal keep it in one line."""
         if not self.is_for_people:
             return text
         return fitted(text, self.width, indent)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does. Raises OutputError where it is the output that takes no more, as `disk.say`."""
+        """Print as rich does. Raises OutputError if the output cannot be written, as `disk.say` does."""
         try:
             super().print(*objects, **options)
         except OSError as error:
             raise OutputError(str(error)) from error
 
     def on_broken_pipe(self) -> None:
-        """Leave it to `lbsgd` that nobody reads any more; rich would exit with code 1."""
+        """Let `lbsgd` handle a closed pipe; rich would exit with code 1."""
         raise BrokenPipeError

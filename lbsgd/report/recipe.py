@@ -1,4 +1,4 @@
-"""The recipe in the first line of a log as a report shows it: what counts of it, by key paths."""
+"""The recipe in the first line of a log as a report shows it: the values that count, by key paths."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def that_counts(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return the leaves of a recipe that the run obeyed: no null, and no default that another key has replaced."""
+    """Return the leaves of a recipe that the run used, without nulls and without defaults that another key replaces."""
     leaves = {key: value for key, value in flat(recipe).items() if value is not None}
     unused = ["decay.epochs"] if "decay.iterations" in leaves else []
-    if recipe.get("detection"):  # has sides of its own, and crops nothing
+    if recipe.get("detection"):  # detection has its own image sizes, and crops nothing
         unused += ["augmentation.resolution", "augmentation.crop_scale"]
     return {key: value for key, value in leaves.items() if key not in unused}
 

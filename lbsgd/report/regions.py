@@ -1,11 +1,11 @@
-"""Marked regions of a Markdown file, written again from logs: no number in a README is typed.
+"""Marked regions of a Markdown file, written from logs, so that no number in a README is typed by hand.
 
     <!-- report results/digits/runs --table table1 -->
     ... this is replaced ...
     <!-- end of report -->
 
-The marker holds the arguments: places of runs, relative to the file's folder, and `--table NAME` for one table. The
-JSON of a bench on a GPU is such a place too; its tables have the names of its parts.
+The marker holds the arguments: places of runs, relative to the file's folder, and `--table NAME` for one table. A
+place may also be the JSON of a bench on a GPU, whose tables have the names of its parts.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ REGION = (
 )
 PART = re.compile(f"{FENCE}|{REGION}", re.DOTALL | re.MULTILINE)
 BEGIN = re.compile(r"^<!-- report [^\n]*-->", re.MULTILINE)
-INSIDE = "<!-- report "  # wherever it stands in a line: of a region that has begun before the one above has ended
+INSIDE = "<!-- report "  # anywhere in a region: a second region begins before the first has ended
 
 
 def update(files: Sequence[Path]) -> list[Path]:
-    """Write the regions of files again; return the files that have changed.
+    """Update the regions of files. Return the files that have changed.
 
-    Raises BadLogs, before anything is written, for all logs that cannot be read. Raises ConfigError for a file that
-    cannot be read or written or has no region, or a region without its end.
+    Raises BadLogs for all logs that cannot be read, before it writes any file. Raises ConfigError if a file cannot be
+    read or written, has no region, or has a region without its end.
     """
     changed: dict[Path, str] = {}
     bad: list[str] = []
@@ -61,14 +61,14 @@ def update(files: Sequence[Path]) -> list[Path]:
 
 def read(file: Path) -> str:
     try:
-        return file.read_bytes().decode()  # with the line ends that it has
+        return file.read_bytes().decode()  # keeps the line ends
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"{file}: cannot be read ({reason}); give a Markdown file with marked regions") from None
 
 
 def updated(text: str, file: Path) -> str:
-    """Return the text with its regions as the logs have them now. Raises BadLogs for all that cannot be read."""
+    """Return the text with its regions updated from the logs. Raises BadLogs for all logs that cannot be read."""
     regions = [part for part in PART.finditer(text) if part["marker"]]
     begins = sum(1 for _ in BEGIN.finditer(PART.sub(lambda part: part["marker"] or "", text)))
     whole = sum(INSIDE not in region["body"] for region in regions)
@@ -96,7 +96,7 @@ def updated(text: str, file: Path) -> str:
 
 
 def body(arguments: str, file: Path) -> str:
-    """Return what a region says, between blank lines."""
+    """Return the content of a region, between blank lines."""
     try:
         words = shlex.split(arguments)
     except ValueError as error:  # a quotation mark without its partner

@@ -1,8 +1,8 @@
 """Write and read the run log, `log.jsonl` in the run's folder; tables and curves are made from it.
 
-The log is strict JSON, one object per line. `kind` tells the lines apart; the keys in `log_lines.KEYS` are always
-there, and others may be. `judged_by` in the first line names the numbers that the run is judged by (`report.measure`),
-here those of a classifier; every record of an evaluation has them:
+The log is strict JSON, one object per line. `kind` is the type of the line. The keys in `log_lines.KEYS` are always
+there; others are optional. `judged_by` in the first line names the numbers that the run is judged by
+(`report.measure`), here those of a classifier. Every record of an evaluation has them:
 
     {"kind": "run", "model": "resnet50", "global_batch": 8192, ..., "environment": {...}}    the first line, and only it
     {"kind": "iteration", "iteration": 0, "epoch": 0.0, "lr": 0.1, "train_loss": 6.91, ...}
@@ -27,7 +27,7 @@ from lbsgd.errors import ConfigError, DataError, DivergedError
 from lbsgd.report.log_lines import KEYS, LOG_NAME, Record, missing_keys, missing_leaves, read_records
 from lbsgd.report.measure import Measure, measures_of
 
-DIVERGED = "diverged.txt"  # beside the log of a run whose loss was not a number
+DIVERGED = "diverged.txt"  # next to the log of a run whose loss was not a number
 
 
 class RunLog:
@@ -35,13 +35,13 @@ class RunLog:
 
     header              {"model": its name, **plan.as_dict(), "environment": {...}}
     resume_iteration    iterations already done in the checkpoint; None begins a new log
-    begin               called once nothing speaks against the log, before it changes
+    begin               called after all checks, just before the log changes
 
     A resumed log keeps the lines from before that iteration and drops the work that is done again, so an interrupted
     run reads as one run. `epochs` holds the epoch records so far, including those from before the interruption. A
-    DivergedError that ends the run is written beside the log, as DIVERGED.
+    DivergedError that ends the run is written into the file DIVERGED next to the log.
 
-    Raises ConfigError for a folder that cannot be written or already holds a run, and DataError for a broken log.
+    Raises ConfigError if the folder cannot be written or already holds a run, and DataError if the log is broken.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class RunLog:
         self._write("epoch", record)
 
     def result(self) -> Record:
-        """Write the last line, the numbers that the run is judged by, and return it."""
+        """Write the last line, which has the numbers that the run is judged by, and return it."""
         result = {measure.key: measure.of(self.epochs) for measure in measures_of(self.header)}
         self._write("result", result)
         return result
@@ -87,7 +87,7 @@ class RunLog:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, DivergedError):
-            with suppress(OSError):  # on a full disk the run counts as one that has not finished
+            with suppress(OSError):  # on a full disk the run counts as not finished
                 replace_file(self.path.with_name(DIVERGED), f"{error.label}: {error}\n".encode())
         self.close()
 
@@ -95,8 +95,8 @@ class RunLog:
         """Return the lines before the first new record."""
         records = [{"kind": "run", **header}]
         if resume_iteration is not None:
-            # A checkpoint is good without its log (lost, or in another folder): the log then begins there. Without a
-            # checkpoint nothing says that this run is the one in the log.
+            # A checkpoint is usable without its log, which may be lost or in another folder. The log then begins there.
+            # Without a checkpoint nothing shows that the log belongs to this run, so a new one begins.
             if resume_iteration and self.path.exists():
                 records = _happened_before(resume_iteration, self._to_go_on(resume_iteration))
             self.epochs = [record for record in records if record["kind"] == "epoch"]
@@ -104,9 +104,9 @@ class RunLog:
         return b"".join(_line(record, records[0]) for record in records)
 
     def _to_go_on(self, iteration: int) -> list[Record]:
-        """Return the records of the log that is there."""
+        """Return the records of the existing log."""
         with open(self.path, "ab"):
-            pass  # a file that may not be written is refused here
+            pass  # raises an OSError if the file may not be written
         try:
             return read_records(self.path)
         except DataError as error:
@@ -124,9 +124,9 @@ class RunLog:
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """A run as its log tells it: the first line, the records of each kind, and the result of a run that has ended.
+    """A run as logged: the first line, the records of each kind, and the result if the run has reached its end.
 
-    resumes    a record for each time that it was continued, with what the first line would say then
+    resumes    a record for each time that the run was continued, with what a first line would say then
     """
 
     path: Path
@@ -138,7 +138,7 @@ class LoggedRun:
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """What the run is judged by, the most important first."""
+        """The numbers that the run is judged by, the most important first."""
         return measures_of(self.header)
 
     @property
@@ -157,7 +157,7 @@ class LoggedRun:
         return self.header.get("data")
 
     def curve(self, key: str) -> dict[float, Any]:
-        """Return a number by the epochs that have it: those of an evaluation stand where there was one."""
+        """Return a number by epoch. Epochs without it, such as those without an evaluation, are left out."""
         return {record["epoch"]: record[key] for record in self.epochs if key in record}
 
     @property
@@ -166,13 +166,13 @@ class LoggedRun:
 
     @property
     def planned_epochs(self) -> float:
-        """The epochs of the whole run; one that is counted in iterations may end inside an epoch."""
+        """The epochs of the whole run. They may have a fraction if the run is counted in iterations."""
         header = self.header
         return header["recipe"].get("epochs") or header["num_iterations"] / header["iterations_per_epoch"]
 
     @property
     def reached_its_plan(self) -> bool:
-        """Whether the last epoch of the plan is in the log: counted in iterations, because fractions round."""
+        """Whether the last epoch of the plan is in the log. Iterations are compared, because fractions are rounded."""
         per_epoch = self.header["iterations_per_epoch"]
         return round(self.epochs_done * per_epoch) >= round(self.planned_epochs * per_epoch)
 
@@ -180,7 +180,7 @@ class LoggedRun:
 def read_run(path: str | Path) -> LoggedRun:
     """Read a log, given as its file or as the run's folder. A last line that a kill cut short is left out.
 
-    Raises DataError when nothing is there, or when a line does not belong in a run log (the error has its number).
+    Raises DataError if there is no log, or, with its number, if a line does not belong in a run log.
     """
     path = Path(path)
     path = path / LOG_NAME if is_there(path) and path.is_dir() else path
@@ -191,9 +191,9 @@ def read_run(path: str | Path) -> LoggedRun:
 
 
 def require_reportable(run: LoggedRun) -> None:
-    """Raise DataError where the first line lacks what a report needs, or records lie where no run of the plan comes.
+    """Raise DataError if the first line lacks what a report needs, or if records lie outside the planned epochs.
 
-    Nor does a run evaluate an epoch after a later one: its last epochs would be others.
+    The epochs must also increase, or the last epochs of the run would be wrong.
     """
     if missing := missing_leaves(run.header):
         raise DataError(f"{run.path}, line 1: not a run log: run without {', '.join(missing)}")
@@ -214,7 +214,7 @@ def _line(record: Record, header: Record) -> bytes:
 
 
 def _strict(value: Any) -> Any:
-    """Turn NaN and infinity, which strict JSON lacks, into null."""
+    """Replace NaN and infinity, which strict JSON lacks, by null."""
     if isinstance(value, dict):
         return {key: _strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -223,7 +223,7 @@ def _strict(value: Any) -> Any:
 
 
 def _happened_before(iteration: int, records: Sequence[Record]) -> list[Record]:
-    """Keep the records of what was over after `iteration` updates; a result never was, because the run goes on."""
+    """Keep the records of work that was complete after `iteration` updates. Drop a result, because the run goes on."""
     per_epoch = records[0]["iterations_per_epoch"]
     over_at: dict[str, Callable[[Record], float]] = {
         "run": lambda record: 0,

@@ -1,4 +1,4 @@
-"""The page of one run, which a person can leave open while it trains."""
+"""The page of one run, which can stay open in a browser while the run trains."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from lbsgd.units import duration, size
 
 SPREAD = "spread of batch-norm means over workers, of the standard deviation"
 POINTS = 300  # of a learning-rate curve
-# Of the recipe: each data set has its own.
+# Keys of the recipe that each data set sets for itself.
 NOT_COMPARED = ("epochs", "num_images", "seed", "purpose", "paper_error_pct")
 
 
 def run_page(run: LoggedRun, warnings: Sequence[str] = (), ended: str = "") -> Page:
-    """Return the page of a run: its curves, what of its configuration is not the paper's, and how to repeat it.
+    """Return the page of a run: its curves, its configuration with differences from the paper, and its command.
 
-    ended: why a run without a result goes on no more
+    ended: why a run without a result has stopped
     """
     header, environment = run.header, run.header.get("environment", {})
     place = Path(environment.get("data", "")).name
@@ -48,7 +48,7 @@ def run_page(run: LoggedRun, warnings: Sequence[str] = (), ended: str = "") -> P
 
 
 def status(run: LoggedRun, ended: str = "") -> str:
-    """Return how far the run is, its error so far, and the time left, or how long one that goes on no more trained."""
+    """Return how far the run is, its error so far, and the time left, or the training time once it has ended."""
     done, planned, measure = run.epochs_done, run.planned_epochs, run.measures[0]
     said = "no evaluation yet" if run.epochs else "no epoch is finished yet"
     if run.value is not None:
@@ -75,20 +75,20 @@ def charts_of(run: LoggedRun) -> list[Chart]:
 
 
 def series_of(run: LoggedRun, name: str, key: str) -> Series:
-    """Return a number over the epochs that have it: not every epoch may be evaluated, nor every number be known."""
+    """Return a number over the epochs that have it. Some epochs may not be evaluated, and some numbers unknown."""
     curve = run.curve(key)
     return Series(name, list(curve), list(curve.values()))
 
 
 def judged_chart(run: LoggedRun, measure: Measure) -> Chart:
-    """Return a measure over epochs, on the training images too where the task counts it there."""
+    """Return a measure over epochs, also on the training images if the task computes it there."""
     keys = [("validation", measure.key), *([("training", measure.training)] if measure.training else [])]
     lines = [series_of(run, name, key) for name, key in keys]
     return Chart(measure.name, lines, unit=measure.unit, xmax=run.planned_epochs)
 
 
 def noise_sections(run: LoggedRun) -> list[Section]:
-    """Return the noise scale beside the batch in use, where the run measured it."""
+    """Return the noise scale next to the batch in use, if the run measured it."""
     found = [record for record in run.iterations if record.get("noise_scale") is not None]
     if not found:
         return []
@@ -103,7 +103,7 @@ def noise_sections(run: LoggedRun) -> list[Section]:
 
 
 def layer_charts(title: str, measured: Sequence[tuple[float, dict[str, float] | None]]) -> list[Chart]:
-    """Return a chart of the largest, the median and the smallest of the layers' numbers, where there are any."""
+    """Return a chart of the largest, the median and the smallest of the layers' numbers, if there are any."""
     known = [(epoch, sorted(by_layer.values())) for epoch, by_layer in measured if by_layer]
     if not known:
         return []
@@ -114,7 +114,7 @@ def layer_charts(title: str, measured: Sequence[tuple[float, dict[str, float] | 
 
 
 def skipped_sections(run: LoggedRun) -> list[Section]:
-    """Return the share of updates that fp16's overflow skipped, where there were any."""
+    """Return the share of updates that fp16's overflow skipped, if there were any."""
     skipped = [(record["epoch"], record.get("skipped_iterations", 0)) for record in run.epochs]
     if not any(count for _, count in skipped):
         return []
@@ -125,7 +125,7 @@ def skipped_sections(run: LoggedRun) -> list[Section]:
 
 
 def memory_sections(run: LoggedRun) -> list[Section]:
-    """Return the peak of a GPU's memory beside the estimate, where the run was on one."""
+    """Return the peak of a GPU's memory next to the estimate, if the run was on a GPU."""
     peaks = [record["peak_memory_bytes"] for record in run.epochs if "peak_memory_bytes" in record]
     if not peaks:
         return []
@@ -143,10 +143,10 @@ def lr_chart(runs: Sequence[tuple[str, LoggedRun]], xmax: float) -> Chart:
 
 
 def lr_points(run: LoggedRun) -> tuple[list[float], list[float]]:
-    """Return epochs and learning rates: some hundreds of the iterations done, among them both sides of each jump.
+    """Return epochs and learning rates of some hundred finished iterations, including both sides of each jump.
 
-    The last one holds to where its iteration ends, as the curves over epochs do.
-    A run of ImageNet has half a million iterations, too many for a page that training waits for.
+    A last point marks the end of the last iteration, where the curves over epochs end. A run on ImageNet has half a
+    million iterations, too many for a page that training waits for.
     """
     schedule, per_epoch = schedule_of(run), run.header["iterations_per_epoch"]
     done = max([round(run.epochs_done * per_epoch), *(record["iteration"] + 1 for record in run.iterations[-1:])])
@@ -158,7 +158,7 @@ def lr_points(run: LoggedRun) -> tuple[list[float], list[float]]:
 
 
 def configuration(header: dict[str, Any]) -> list[Fact]:
-    """Return the numbers of the run, and the paper's where they are others."""
+    """Return the numbers of the run, and the paper's if they differ."""
     paper = {} if header["recipe"].get("detection") else flat(PAPER["lbsgd"])
     if paper and header["global_batch"] <= header["recipe"]["linear_scaling"]["base_batch"]:
         paper |= {"warmup.kind": "none", "warmup.epochs": 0}  # Sec. 5.1: above 256 images only

@@ -1,4 +1,4 @@
-"""The runs of one row: of one code, and one of each seed."""
+"""The runs of one row: all by the same code, one per seed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lbsgd.report.run_log import LoggedRun
 
 
 def one_of_each_seed(runs: Sequence[LoggedRun]) -> list[LoggedRun]:
-    """Return a run of each seed, in the order of the seeds: the first with a result, else the first.
+    """Return one run per seed, in the order of the seeds: the first with a result, else the first.
 
-    Raises DataError where two runs of a seed have finished with different numbers: the order of the arguments must
-    not decide which of them counts.
+    Raises DataError if two runs of a seed have finished with different numbers, because the order of the arguments
+    must not decide which one counts.
     """
     seeds: dict[int, LoggedRun] = {}
     for run in sorted(runs, key=lambda run: run.result is None):
@@ -27,7 +27,7 @@ def one_of_each_seed(runs: Sequence[LoggedRun]) -> list[LoggedRun]:
 
 
 def outcome(run: LoggedRun) -> list[dict[float, Any]]:
-    """Return what two copies of a run share: the numbers that it is judged by, of every epoch."""
+    """Return the numbers that a run is judged by, for every epoch. Two copies of a run have the same."""
     return [run.curve(measure.key) for measure in run.measures]
 
 
@@ -36,7 +36,7 @@ def seed_of(run: LoggedRun) -> int:
 
 
 def require_one_code(runs: Sequence[LoggedRun]) -> None:
-    """Raise DataError if the logs say that two runs differ in the code of lbsgd."""
+    """Raise DataError if the logs say that two runs were run by different code of lbsgd."""
     codes = {code_of(run): run for run in runs if code_of(run)}
     if len(codes) > 1:
         first, second, *_ = codes.values()

@@ -1,7 +1,7 @@
 """The paper's statistic (Sec. 5.1), and how far two rows of a table may lie apart.
 
 A run's error is the median of its last 5 epochs (`measure.Measure.of`), a row's the mean ± standard deviation.
-"No difference" is never read off a large p-value: an interval must lie inside a margin that was fixed before.
+"No difference" is never inferred from a large p-value: the interval must lie inside a margin fixed beforehand.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ class Spread(NamedTuple):
 
 
 def spread(errors: Sequence[float]) -> Spread | None:
-    """Return mean and standard deviation over seeds; None without any."""
+    """Return mean and standard deviation over seeds; None without errors."""
     if not errors:
         return None
     return Spread(mean(errors), stdev(errors) if len(errors) > 1 else None)
 
 
 class Difference(NamedTuple):
-    """A difference of two means in points, with its 95 % confidence interval, which needs seeds that differ."""
+    """A difference of two means in points, with its 95 % confidence interval. The interval needs seeds that differ."""
 
     value: float
     low: float | None
     high: float | None
 
     def opposite(self) -> Difference:
-        """Return the difference the other way round."""
+        """Return the difference with the opposite sign."""
         if self.low is None or self.high is None:
             return Difference(-self.value, None, None)
         return Difference(-self.value, -self.high, -self.low)
@@ -51,8 +51,8 @@ class Difference(NamedTuple):
 def difference(errors: Sequence[float], baseline: Sequence[float]) -> Difference | None:
     """Return mean(errors) - mean(baseline) with Welch's 95 % interval (variances may differ); None without errors.
 
-    There is no interval without two seeds of each, nor where the seeds of both rows are equal, as a few coarse errors
-    may be by chance.
+    There is no interval without two seeds of each row. Nor is there one if the errors within each row are all equal,
+    as a few coarse errors may be by chance.
 
     d ± t(0.975, ν) · √(s₁²/n₁ + s₂²/n₂)        ν by Welch and Satterthwaite, as scipy computes it
     """
@@ -61,12 +61,12 @@ def difference(errors: Sequence[float], baseline: Sequence[float]) -> Difference
     value = mean(errors) - mean(baseline)
     if len(errors) < 2 or len(baseline) < 2:
         return Difference(value, None, None)
-    if max(stdev(errors), stdev(baseline)) < 1e-9:  # equal but for rounding
+    if max(stdev(errors), stdev(baseline)) < 1e-9:  # equal except for rounding
         return Difference(value, None, None)
-    from scipy.stats import ttest_ind  # late: a second, which a run's own report need not wait for
+    from scipy.stats import ttest_ind  # late: it takes a second, and a run's own report does not need it
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # scipy warns where one row's errors are all equal
+        warnings.simplefilter("ignore", RuntimeWarning)  # scipy warns if one row's errors are all equal
         interval = ttest_ind(errors, baseline, equal_var=False).confidence_interval(0.95)
     return Difference(value, float(interval.low), float(interval.high))
 
@@ -79,7 +79,7 @@ def student(degrees: int) -> float:
 
 
 def fisher(lost: int, num_seeds: int, lost_beside: int, num_beside: int) -> float:
-    """Return Fisher's exact p, one-sided: that chance alone gives this row as many of the lost seeds, or more.
+    """Return Fisher's exact one-sided p: the probability that chance gives this row at least as many lost seeds.
 
     Σ C(n₁, i) · C(n₂, m - i) / C(n₁ + n₂, m)        over i ≥ lost, m = all lost seeds of the two rows
     """
@@ -89,7 +89,7 @@ def fisher(lost: int, num_seeds: int, lost_beside: int, num_beside: int) -> floa
 
 
 def verdict(kind: str, apart: Difference | None, margin: float) -> bool | None:
-    """Whether a claim holds: its interval against the margin; None where no interval could be computed.
+    """Whether a claim holds by its interval and the margin; None if no interval could be computed.
 
     same        -margin < low and high < margin
     no worse    high < margin

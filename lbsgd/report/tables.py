@@ -16,17 +16,17 @@ from lbsgd.report.names import names_of, row_names
 from lbsgd.report.run_log import LoggedRun
 from lbsgd.report.training_time import processes, training_time
 
-WIDE = 80  # columns of a terminal that hold what the paper has of a run, and its speed
+WIDE = 80  # terminal columns that hold the paper's numbers of a run, and its speed
 SPEED, TIME, PROCESSES = "images\n/s", "training\ntime", "processes"
-# How wide a terminal has to be for a column; the names of the runs keep the room that they have at WIDE.
+# The terminal width that a column needs. The names of the runs keep the room that they have at WIDE.
 LEAST_WIDTH = {"k": WIDE, "train": WIDE, SPEED: WIDE, TIME: WIDE + 10, PROCESSES: WIDE + 21}
 
 
 def error_table(runs: Sequence[LoggedRun], width: int = WIDE) -> Table:
     """Return a row per run and, as in the paper's tables, mean ± std of runs that differ only in their seed.
 
-    The numbers are those of each run's first measure; other headlines, such as mask AP, have columns of their own. A
-    narrow terminal gets the columns that matter most. Several means have the names of their rows' folders.
+    The numbers are those of each run's first measure; other headlines, such as mask AP, have their own columns. A
+    narrow terminal gets the most important columns. If there are several means, each has the name of its row's folder.
     """
     further = list(dict.fromkeys(measure for run in runs for measure in run.headlines[1:]))
     table = Table(
@@ -82,15 +82,15 @@ def recipe_cells(run: LoggedRun) -> list[str]:
 
 
 def numbers_of(run: LoggedRun) -> tuple[float | None, float | None, float | None]:
-    """Return the number that the run is judged by, the best of any evaluation, and that on the training images."""
+    """Return the run's number, the best of its evaluations, and the number on the training images."""
     measure = run.measures[0]
     training = replace(measure, key=measure.training).of(run.epochs) if measure.training else None
     return measure.of(run.epochs), measure.best(run.epochs), training
 
 
 def speed_cell(run: LoggedRun) -> str:
-    # Of the epochs, where they have it: a published log holds only the first iterations of each, which are slow. The
-    # median, because the first epoch, or iteration, is slow.
+    # Take the epochs' speeds if they have any: a published log holds only the first iterations of each epoch, which are
+    # slow. Take the median, because the first epoch, or iteration, is slow.
     speeds = speeds_of(run.epochs) or speeds_of(run.iterations)
     return f"{median(speeds):.0f}" if speeds else "-"
 

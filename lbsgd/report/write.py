@@ -1,4 +1,4 @@
-"""A report of runs as files: tables, pictures and the page, the same bytes each time."""
+"""Writes a report of runs as files: tables, pictures and the page, the same bytes each time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Cells = tuple[str, ...]
 
 
 def families_at(places: Sequence[str | Path]) -> list[Family]:
-    """Return the families of the runs at some places. Raises DataError where there is none."""
+    """Return the families of the runs at some places. Raises DataError if there is none."""
     return families_of(group_runs(find_runs(places)))
 
 
@@ -34,11 +34,11 @@ def write_report(
     tables: Sequence[str] = (),
     answers: Sequence[Section] = (),
 ) -> list[Path]:
-    """Write tables.md, tables.csv, a picture per table and index.html into a folder; return what was written.
+    """Write tables.md, tables.csv, a picture per table and index.html into a folder; return the paths written.
 
-    Tables of other columns have CSV files of their own, tables_2.csv and so on.
-    tables: names of those wanted, such as table1; all by default.
-    Raises ConfigError where the folder cannot be written.
+    Tables with other columns go into tables_2.csv and so on.
+    tables: names of the wanted tables, such as table1; all by default.
+    Raises ConfigError if the folder cannot be written.
     """
     found = [(family, tables_of([family], tables), ending_of(number)) for number, family in enumerate(families, 1)]
     rows = rows_of([family for family, made, _ in found if not made])
@@ -60,7 +60,7 @@ def write_report(
 
 
 def pictures(family: Family, tables: Sequence[PaperTable], folder: Path, ending: str) -> list[Path]:
-    """Draw a picture per table, or one of a family without any; `ending` keeps the names of two families apart."""
+    """Draw a picture per table, or one for a family without tables. `ending` keeps the files of families apart."""
     written = []
     for table in tables:
         title = f"{table.title}\n{table.ours}"
@@ -73,12 +73,12 @@ def pictures(family: Family, tables: Sequence[PaperTable], folder: Path, ending:
 
 
 def ending_of(number: int) -> str:
-    """Return what keeps the names of files apart: nothing for the first, then _2, _3 and so on."""
+    """Return the ending that keeps names of files apart: nothing for the first, then _2, _3 and so on."""
     return "" if number == 1 else f"_{number}"
 
 
 def rows_of(families: Sequence[Family]) -> list[tuple[Cells, list[Cells]]]:
-    """Return heads and rows of runs that make no table of the paper: a table for each measure."""
+    """Return heads and rows of runs that make no table of the paper, one table for each measure."""
     return by_heads(row_of(*named) for family in families for named in zip(family.names, family.rows, strict=True))
 
 
@@ -88,7 +88,7 @@ def row_of(name: str, row: Group) -> tuple[Cells, list[Cells]]:
 
 
 def by_heads(tables: Iterable[tuple[Cells, list[Cells]]]) -> list[tuple[Cells, list[Cells]]]:
-    """Join tables of equal heads into one."""
+    """Join tables with equal heads into one."""
     found: dict[Cells, list[Cells]] = {}
     for heads, rows in tables:
         found.setdefault(heads, []).extend(rows)
@@ -102,7 +102,7 @@ def as_csv(heads: Cells, rows: Sequence[Cells]) -> str:
 
 
 def rows_by_name(families: Sequence[Family]) -> dict[str, Group]:
-    """Return the rows of a grid by their names. Raises DataError for two of one name, of which one would be lost."""
+    """Return the rows of a grid by name. Raises DataError if two rows have one name, because one would be lost."""
     found: dict[str, Group] = {}
     for row in (row for family in families for row in family.rows):
         first = found.setdefault(row_place_of(row.runs[0]).name, row)
