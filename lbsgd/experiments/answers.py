@@ -1,4 +1,4 @@
-"""The claims of the paper that were stated beforehand, answered with the numbers, also where they fail."""
+"""Answers the claims that were stated before the runs. A claim that fails is reported like one that holds."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MORE_IS_BETTER = {
     "worse": "the interval lies below 0",
 }
 WORDS = {True: "yes", False: "no", None: "not known yet"}
-UNANSWERABLE = "could not be answered"  # too few seeds have diverged to tell, or both rows' have; or all are equal
+UNANSWERABLE = "could not be answered"  # too few seeds diverged to tell, or some of both rows, or all errors are equal
 SIGNIFICANT = 0.05
 BY_SEEDS = f"; as seeds diverged: Fisher's exact test of their number, one-sided, p ≤ {SIGNIFICANT:g}"
 
 
 class Seeds(NamedTuple):
-    """How many runs of a row have diverged, of how many that have ended."""
+    """How many runs of a row have diverged, and how many have ended in all."""
 
     diverged: int = 0
     ended: int = 0
@@ -41,7 +41,7 @@ class Seeds(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """A claim with the difference that was measured, and whether it holds; None where that is not known."""
+    """A claim with the measured difference, and whether it holds; None if that is not known."""
 
     claim: Claim
     apart: Difference | None
@@ -53,7 +53,7 @@ class Answer:
 
     @property
     def cells(self) -> tuple[str, str, str, str, str]:
-        """The row of the claims' table; the answer comes first where only some columns are in sight."""
+        """The row of the claims' table. The answer comes early, because a narrow screen shows only some columns."""
         curves = f", distances of curves from {self.claim.curves_from}" if self.claim.curves_from else ""
         pair = f"{self.claim.row} - {self.claim.against}{curves}"
         rows = zip((self.claim.row, self.claim.against), self.diverged, strict=True)
@@ -67,7 +67,7 @@ HEADS = ("claim", "holds", "difference [95 %]", "rows", "test")
 
 
 def answers(study: Study, data: DataSet, rows: dict[str, Group], num_seeds: int) -> list[Answer]:
-    """Answer a study's claims; rows are by their names, and a row with fewer than num_seeds runs answers nothing."""
+    """Answer a study's claims. rows maps names to rows; a row with fewer than num_seeds runs answers nothing."""
     found = []
     for claim in study.claims(data):
         row, against = rows.get(claim.row), rows.get(claim.against)
@@ -89,7 +89,7 @@ def answers(study: Study, data: DataSet, rows: dict[str, Group], num_seeds: int)
 
 
 def compared(claim: Claim, row: Group, rows: dict[str, Group], num_seeds: int) -> list[float]:
-    """Return what the claim compares of a row's seeds: their errors, or the distances of their curves."""
+    """Return the numbers of a row's seeds that the claim compares: their errors, or the distances of their curves."""
     if not claim.curves_from:
         return row.values
     baseline = rows.get(claim.curves_from)
@@ -99,10 +99,10 @@ def compared(claim: Claim, row: Group, rows: dict[str, Group], num_seeds: int) -
 
 
 def of_diverged(kind: str, row: Seeds, against: Seeds) -> bool | None:
-    """Answer where one row has runs without a result: it is worse where clearly more of its seeds have diverged.
+    """Answer a claim about rows with diverged seeds. A row is worse if clearly more of its seeds have diverged.
 
-    A row beside one that is worse in this way is no worse; whether it is worse than whole runs would be, and whatever
-    else a few diverged seeds leave open, cannot be told.
+    The other row is then no worse. Whether it is worse than the row's runs would be without divergence is not known.
+    Nor is anything known if only a few more seeds have diverged.
     """
     if clearly_more(row, against):
         return kind == "worse"

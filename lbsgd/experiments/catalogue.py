@@ -1,4 +1,4 @@
-"""Every study and every data set by its name; a new one is one small file and one line here."""
+"""Every study and every data set by name. To add one, write one small file and add one line here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code that a grid runs: a git worktree of the commit it started from, so that work can go on beside it."""
+"""The code that a grid runs: a git worktree of the commit at its start, so that work in the repository can go on."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from lbsgd.report.run_log import LOG_NAME
 
 ROOT = Path(__file__).parent.parent.parent
 CODE_FOLDER = "code"  # in a grid's folder
-NOTE = "grid.json"  # there, and beside the published logs: the commit
+NOTE = "grid.json"  # holds the commit, in a grid's folder and next to the published logs
 CODE = ("lbsgd", "recipes", "ds_configs", "tools")  # what a run's numbers depend on
 KERNELS = "lbsgd/data/native/_kernels*.so"
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """A folder with the code of one commit, its kernels compiled."""
+    """A folder with the code of one commit and its compiled kernels."""
 
     folder: Path
     commit: str
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return the environment in which Python imports this code and no other."""
+        """Return the environment in which Python imports only this code."""
         return {**os.environ, "PYTHONPATH": str(self.folder), **more}
 
     def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        """Run a command in this code and return how it ended, with what it printed."""
+        """Run a command in this folder and return its exit code and output."""
         return subprocess.run(command, cwd=self.folder, env=self.environment(), capture_output=True, text=True)
 
 
 @contextmanager
 def one_at_a_time(grid_folder: Path) -> Iterator[None]:
-    """Keep another start of the same grid waiting, which would delete a checkout that is half made."""
+    """Make another start of the same grid wait. It would delete the checkout while this one makes it."""
     grid_folder.mkdir(parents=True, exist_ok=True)
     with open(grid_folder / "checkout.lock", "w") as lock:
         if not locked(lock, wait=False):
@@ -52,11 +52,11 @@ def one_at_a_time(grid_folder: Path) -> Iterator[None]:
 
 
 def open_checkout(grid_folder: Path, published: Path | None = None, root: Path = ROOT) -> Checkout:
-    """Return the checkout of a grid, made at HEAD when the grid begins and the same one ever after.
+    """Return the checkout of a grid. It is made at HEAD when the grid begins, and kept from then on.
 
-    published: where the grid's finished runs are published; a grid that goes on from them, on another machine say, has
-    their commit. Call it within `one_at_a_time`. Raises ConfigError where there is no git repository, it lacks that
-    commit, or the checkout's files are not those of its commit.
+    published: where the grid's finished runs are published. A grid that continues them, such as on another machine,
+    runs their commit. Call this within `one_at_a_time`. Raises ConfigError if there is no git repository, if it lacks
+    that commit, or if the checkout's files differ from its commit.
     """
     folder, note = grid_folder / CODE_FOLDER, grid_folder / NOTE
     commits = [commit for place in (grid_folder, published) if place and (commit := noted_commit(place))]
@@ -67,7 +67,7 @@ def open_checkout(grid_folder: Path, published: Path | None = None, root: Path =
             "the rows of a table must not differ in code; give one of them another place with --work_dir or --results"
         )
     checkout = Checkout(folder, commits[0] if commits else git(root, "rev-parse", "HEAD"))
-    # The results first: where they cannot be written, the grid is not bound to a commit that they do not have.
+    # The results come first: if they cannot be written, the grid must not note a commit that they lack.
     places = [place for place in (published, grid_folder) if place]
     for place in places:
         place.mkdir(parents=True, exist_ok=True)
@@ -81,9 +81,9 @@ def open_checkout(grid_folder: Path, published: Path | None = None, root: Path =
 
 
 def noted_commit(place: Path) -> str | None:
-    """Return the commit of the runs in a folder; None where it holds no note of it, and no published runs either.
+    """Return the commit of the runs in a folder; None if it holds neither a note nor published runs.
 
-    Raises ConfigError for a broken note, and for published runs without one: HEAD need not be their commit.
+    Raises ConfigError for a broken note, and for published runs without a note, because their commit may not be HEAD.
     """
     note = place / NOTE
     try:
@@ -92,7 +92,7 @@ def noted_commit(place: Path) -> str | None:
         if not any(place.glob(f"runs/*/*/{LOG_NAME}")):
             return None
         said = None
-    except (ValueError, TypeError, KeyError):  # the marks of a merge, say
+    except (ValueError, TypeError, KeyError):  # such as the markers of a merge conflict
         said = None
     if not isinstance(said, str) or not said:
         raise ConfigError(
@@ -103,15 +103,15 @@ def noted_commit(place: Path) -> str | None:
 
 
 def is_linked_again(folder: Path, root: Path) -> bool:
-    """Return whether git knows a checkout, which is linked to its repository again where either was moved."""
+    """Return whether git knows a checkout. Link it to its repository again if either was moved."""
     if not is_linked(folder):
-        with suppress(ConfigError):  # git has forgotten it, and it is made anew
+        with suppress(ConfigError):  # git has forgotten it, so the caller makes a new one
             git(root, "worktree", "repair", str(folder))
     return is_linked(folder)
 
 
 def is_linked(folder: Path) -> bool:
-    """Return whether what a checkout's .git leads to is there."""
+    """Return whether the folder that a checkout's .git file points to exists."""
     try:
         link = (folder / ".git").read_text()
     except (FileNotFoundError, UnicodeDecodeError):
@@ -120,7 +120,7 @@ def is_linked(folder: Path) -> bool:
 
 
 def add_worktree(checkout: Checkout, root: Path) -> None:
-    """Check the commit out, and compile its kernels. What a start that was killed has left is removed."""
+    """Check out the commit and compile its kernels. Remove what a killed start has left behind."""
     try:
         git(root, "cat-file", "-e", checkout.commit + "^{commit}")
     except ConfigError:
@@ -135,7 +135,7 @@ def add_worktree(checkout: Checkout, root: Path) -> None:
 
 
 def require_untouched(checkout: Checkout) -> None:
-    """Raise ConfigError if two runs of the grid would differ in code."""
+    """Raise ConfigError if the checkout is at another commit or has changed files: runs would differ in code."""
     head = git(checkout.folder, "rev-parse", "HEAD")
     changed = git(checkout.folder, "status", "--porcelain", "--", *CODE)
     if head != checkout.commit or changed:
@@ -152,25 +152,25 @@ def require_untouched(checkout: Checkout) -> None:
 
 
 def build_kernels(checkout: Checkout) -> None:
-    """Compile the loader's kernels there, and say so where that fails: the pixels are others without them."""
+    """Compile the loader's kernels in the checkout. Warn if that fails, because the pixels differ without them."""
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     done = checkout.run(command)
-    if not list(checkout.folder.glob(KERNELS)):  # setup.py takes them as optional, and ends with 0
+    if not list(checkout.folder.glob(KERNELS)):  # kernels are optional for setup.py, so it exits with 0
         warn(f"no kernels were compiled in {checkout.folder}, so FFCV decodes the images ({last_line(done)})")
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the last line that a command has printed, of its errors if there are any."""
+    """Return the last line of a command's stderr, or of its stdout if stderr is empty."""
     return (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
 
 
 def unsaved_changes() -> str:
-    """Return the files of the code that differ from HEAD, and so are not in a new checkout."""
+    """Return the code files that differ from HEAD. A new checkout does not have these changes."""
     return git(ROOT, "status", "--porcelain", "--", *CODE)
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Return what git prints. Raises ConfigError with git's own words where it fails."""
+    """Return the output of a git command. Raises ConfigError with git's own words if it fails."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:

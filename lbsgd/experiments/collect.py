@@ -1,4 +1,4 @@
-"""The logs behind the published numbers: copied to results/ with their iteration records thinned, else unchanged."""
+"""Copies the logs behind the published numbers to results/, with thinned iteration records and else unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_BYTES = 50_000
 
 
 def collect(folder: Path, destination: Path) -> None:
-    """Copy a run's log, its iteration records thinned. Raises DataError where it cannot be read or written."""
+    """Copy a run's log with thinned iteration records. Raises DataError if it cannot be read or written."""
     try:
         kept = thinned((folder / LOG_NAME).read_bytes().splitlines(keepends=True))
         destination.mkdir(parents=True, exist_ok=True)
@@ -27,9 +27,9 @@ def collect(folder: Path, destination: Path) -> None:
 
 
 def bring_back(published: Path, folder: Path) -> None:
-    """Copy a run's published log to where the grid looks for it, so that what ended on another machine is done here."""
+    """Copy a run's published log to the grid's folder, so that a run that ended elsewhere counts as done here."""
     if (folder / LOG_NAME).exists():
-        return  # the whole log of this machine
+        return  # keep this machine's log, which is complete
     for name in (LOG_NAME, DIVERGED):
         if (published / name).exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -37,10 +37,10 @@ def bring_back(published: Path, folder: Path) -> None:
 
 
 def thinned(lines: list[bytes]) -> list[bytes]:
-    """Return the lines of a log, of the iterations the first of each epoch, or of fewer epochs, or none.
+    """Return the lines of a log, but of the iterations only the first of each epoch, or of fewer epochs, or none.
 
-    All in all they have at most MOST_BYTES, unless the other records alone have more. A `resume` keeps only what it
-    says otherwise than the first line. A last line that a kill cut short is left out.
+    The lines have at most MOST_BYTES in total, unless the other records alone have more. A `resume` keeps only what
+    differs from the first line. A last line that a kill cut short is left out.
     """
     lines = [line for line in lines if line.endswith(b"\n")]
     kinds = [json.loads(line) for line in lines]

@@ -1,4 +1,4 @@
-"""The words of an experiment: a data set, the rows of a table, and what is claimed of them beforehand."""
+"""The vocabulary of an experiment: a data set, the rows of a table, and claims about them stated beforehand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lbsgd.report.page import Section
 
 
 class Deeper(NamedTuple):
-    """Another network for a data set: its recipe, and what `ours` is measured on with it."""
+    """A deeper network for a data set: its recipe, and what `ours` is measured on with it."""
 
     recipe: str
     place: str
@@ -24,19 +24,19 @@ class Deeper(NamedTuple):
 class DataSet:
     """A data set, its network, and the numbers of its baseline, which were chosen on the baseline alone.
 
-    recipe, config    the recipe's script and the JSON of the large batch, from the repository's root
-    deeper            a deeper network for Table 2c, where there is one
+    recipe, config    paths of the recipe's script and the JSON of the large batch, relative to the repository's root
+    deeper            a deeper network for Table 2c, if there is one
     base_batch        images per update of the baseline; base_lr is its learning rate, chosen among candidate_lrs if any
-    decay_epochs      where the learning rate falls, in epochs; none where the JSON counts in iterations
+    decay_epochs      the epochs at which the learning rate falls; none if the JSON counts in iterations
     large             the factor at which Tables 1 and 2 compare; factors are those of Figure 1
-    micro_batch       most images of one pass
+    micro_batch       maximum images of one pass
     margin_pct        two rows differ by less than this many points, or the claim of "no difference" fails
     prepare           commands that make data_dir, each a list of arguments after `python`; {work_dir} is filled in
     data_dir          folder of the .beton files; {work_dir} is filled in
-    gpus_per_run      GPUs that a run takes where there are any; 0 for all of the machine
-    per_worker_batch  n, of which every micro batch is a multiple
-    complete          the file in data_dir that is there once the data is complete
-    is_detection      whether it trains a detector
+    gpus_per_run      GPUs that a run takes if there are any; 0 for all of the machine
+    per_worker_batch  n; every micro batch is a multiple of it
+    complete          the file in data_dir that exists once the data is complete
+    is_detection      whether the recipe trains a detector
     place             what `ours` is measured on, for the headings of tables
     """
 
@@ -65,11 +65,11 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: a global batch of `factor` times the baseline's, and what is set otherwise in the JSON.
+    """A row of a table: a global batch of `factor` times the baseline's, and other settings of the JSON.
 
-    The name is that of its folder. Two experiments that share a row give it the same name, and it runs once.
-    script, flags    what runs in place of the data set's recipe, and its own flags
-    epochs           how many a run takes, where these are others than the data set's
+    name             the name of its folder. Two experiments that share a row give it the same name, so it runs once.
+    script, flags    a script to run in place of the data set's recipe, and further flags
+    epochs           the epochs of a run, if not the data set's
     inputs           flags with files that other runs made, such as ("--backbone_weights", "{work_dir}/.../weights.pt")
     made_by          the command that makes these files
     """
@@ -88,11 +88,11 @@ class Row:
 class Claim:
     """A claim of the paper, stated before the runs: row `row` against row `against`.
 
-    kind    "same": the 95 % interval of the difference (row - against) lies within ± the data set's margin;
-            "no worse": the interval lies below the margin; "worse": it lies above zero. Where more is better, as with
-            average precision, "below" and "above" change places
-    curves_from    the row from whose mean training curve the curves of both are measured (`match.distances`), and these
-            distances are compared; without it the errors are
+    kind           "same": the 95 % interval of the difference (row - against) lies within ± the data set's margin;
+                   "no worse": the interval lies below the margin; "worse": it lies above zero. If more is better, as
+                   with average precision, "below" and "above" change places
+    curves_from    compare how far the training curves of both rows lie from this row's mean curve (`match.distances`);
+                   without it, compare their errors
     """
 
     text: str
@@ -106,11 +106,11 @@ class Claim:
 class Study:
     """One experiment: its rows and its claims for a data set, and the place in the paper that it repeats.
 
-    sections    what its page shows of the rows, by their names; by default the paper's table and its curves
-    grid        the grid, with a commit of its own, that its runs belong to; by default the data set's
-    is_detection    whether it compares detectors, which have data sets of their own
-    table       the table of the paper that its rows make, by default that of its own name
-    place       what `ours` is measured on, by default the data set's
+    sections        makes the sections of its page from the rows by name; by default the paper's table and its curves
+    grid            the grid, with its own commit, that its runs belong to; by default the data set's
+    is_detection    whether it compares detectors, which have their own data sets
+    table           the table of the paper that its rows make, by default the one with its name
+    place           what `ours` is measured on, by default the data set's
     """
 
     name: str
@@ -126,7 +126,7 @@ class Study:
 
     @property
     def tables(self) -> tuple[str]:
-        """The tables that its page and its pictures show, where its rows make them."""
+        """The tables that its page and its pictures show, if its rows make them."""
         return (self.table or self.name,)
 
 
@@ -148,12 +148,12 @@ class Job:
         return self.row.factor * data.base_batch
 
     def inputs(self, work_dir: Path) -> dict[str, Path]:
-        """Return the files that the run needs of other runs, by their flags."""
+        """Return the files of other runs that this run needs, by their flags."""
         return {flag: Path(file.format(work_dir=work_dir, seed=self.seed)) for flag, file in self.row.inputs}
 
 
 def jobs_of(rows: tuple[Row, ...], seeds: tuple[int, ...]) -> list[Job]:
-    """Return the runs of a grid: every row with the first seed, then with the second, to compare early."""
+    """Return the runs of a grid: every row with the first seed, then with the second, so that rows compare early."""
     return [Job(row, seed) for seed in seeds for row in rows]
 
 
@@ -161,13 +161,13 @@ def jobs_of(rows: tuple[Row, ...], seeds: tuple[int, ...]) -> list[Job]:
 
 
 def gradual(factor: int) -> Row:
-    """Return a batch of `factor` times the baseline's by the linear rule, with gradual warmup where it is larger."""
+    """Return a batch of `factor` times the baseline's by the linear rule, with gradual warmup if factor > 1."""
     return Row(f"x{factor}", factor)
 
 
-BASELINE = gradual(1)  # the small batch without warmup, which everything is compared with
+BASELINE = gradual(1)  # the small batch without warmup, with which everything is compared
 
 
 def setting(key: str, value: object) -> str:
-    """Return the --set of a value of the `lbsgd` block."""
+    """Return the argument of --set for a value of the `lbsgd` block."""
     return f"lbsgd.{key}={json.dumps(value)}"

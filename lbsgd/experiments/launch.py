@@ -1,4 +1,4 @@
-"""One run of a grid as a process of its recipe: its command, its place among the others, and how it ended."""
+"""One run of a grid as a process of its recipe: its command, its share of the machine, and how it ended."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from lbsgd.processes.ports import free_port
 from lbsgd.processes.signals import catch, end_with
 from lbsgd.report.run_log import DIVERGED, LOG_NAME, read_run
 
-# What the last words of a diverged run hold, which a run of an earlier commit does not write as DIVERGED itself.
+# Parts of a diverged run's last words. A run of an old commit prints them, but does not write DIVERGED.
 SAID_OF_DIVERGENCE = ("is not a number", "are not numbers", "overflow fp16")
 PATIENCE_SECONDS = 24 * 3600  # a run at low priority may stand still for long on a busy machine
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a grid may use: runs side by side, threads of each, and the GPUs by the names that CUDA has for them."""
+    """What a grid may use: runs at a time, threads per run, and the GPUs by CUDA's names."""
 
     side_by_side: int
     threads: int
@@ -40,7 +40,7 @@ class Machine:
 
     @classmethod
     def here(cls, data: DataSet, side_by_side: int | None) -> Machine:
-        """Return this machine. Raises ConfigError for more runs at a time than there are GPUs for."""
+        """Return this machine. Raises ConfigError if runs that take all GPUs are to run side by side."""
         cores, gpus = usable_cores(), visible_gpus()
         if gpus and data.gpus_per_run == 0 and (side_by_side or 1) > 1:
             raise ConfigError(f"reproduce: a run of {data.name} takes all GPUs; leave --side_by_side out")
@@ -49,7 +49,7 @@ class Machine:
         return cls(count, max(1, cores // count), gpus)
 
     def gpu_of(self, slot: int) -> dict[str, str]:
-        """Return the environment that gives a run one GPU, where several runs share several."""
+        """Return the environment that gives a run one GPU, if several runs share several GPUs."""
         if len(self.gpus) < 2 or self.side_by_side < 2:
             return {}
         return {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]}
@@ -57,10 +57,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class Grid:
-    """Holds what the runs of a grid have in common.
+    """What the runs of a grid have in common.
 
-    work_dir    where data and the files of other runs lie
-    runs        where these runs lie, beside their code
+    work_dir    the folder of data and of other runs' files
+    runs        the folder of these runs and of their code
     epochs      end every run earlier
     """
 
@@ -85,13 +85,13 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def settings_of(job: Job, data: DataSet) -> list[str]:
-    """Return the recipe's flags that make the row: global batch, seed and what is set otherwise."""
+    """Return the recipe's flags that make the row: global batch, seed and other settings."""
     flags = ["--global_batch", str(job.global_batch(data)), "--seed", str(job.seed)]
     return [*flags, *(part for setting in job.row.settings for part in ("--set", setting))]
 
 
 def plan_of(job: Job, data: DataSet, folder: Path) -> Plan:
-    """Return the plan of a run on one process; ConfigError where the row cannot be."""
+    """Return the plan of a run on one process. Raises ConfigError if the row is not possible."""
     global_batch = job.global_batch(data)
     overrides = Overrides(
         global_batch=global_batch,
@@ -103,9 +103,9 @@ def plan_of(job: Job, data: DataSet, folder: Path) -> Plan:
 
 
 def command(job: Job, grid: Grid, place: Path | None = None) -> list[str]:
-    """Return the command of a run, to be started in the grid's code folder; the log keeps it, with relative paths.
+    """Return the command of a run for the grid's code folder, with relative paths because the log keeps it.
 
-    place    another folder to start it in, with the repository's own code: the grid's may not be there yet
+    place    another folder to start it in, with the repository's own code, because the grid's may not exist yet
     """
     code, data = ROOT if place else grid.runs / CODE_FOLDER, grid.data
 
@@ -135,9 +135,10 @@ def command(job: Job, grid: Grid, place: Path | None = None) -> list[str]:
 
 
 def launcher(gpus: tuple[str, ...]) -> list[str]:
-    """Return what starts a recipe: Python, or for several GPUs DeepSpeed's launcher.
+    """Return the command that starts a recipe: Python, or for several GPUs DeepSpeed's launcher.
 
-    It is told which, because with a mere number of them it takes the first ones and ignores CUDA_VISIBLE_DEVICES.
+    The launcher gets the GPUs' numbers. Given only their count, it takes the first ones and ignores
+    CUDA_VISIBLE_DEVICES. Raises ConfigError if the GPUs have names and not numbers.
     """
     if len(gpus) < 2:
         return [sys.executable]
@@ -149,7 +150,7 @@ def launcher(gpus: tuple[str, ...]) -> list[str]:
 
 @dataclass
 class Started:
-    """A run that is going on. Its process holds the lock of its folder, also when the grid that started it is gone."""
+    """A started run. Its process holds the lock of its folder, even after the grid that started it has ended."""
 
     job: Job
     slot: int
@@ -166,14 +167,14 @@ class Started:
         return (errors or lines)[-1]
 
     def note_divergence(self) -> None:
-        """Write DIVERGED beside the log of a run that said it, as an earlier commit's did not write it itself."""
+        """Write DIVERGED next to the log if the run printed that it diverged. Runs of old commits do not write it."""
         words = self.last_words()
         if any(said in words for said in SAID_OF_DIVERGENCE) and not (self.output.parent / DIVERGED).exists():
             (self.output.parent / DIVERGED).write_text(words + "\n")
 
 
 def start(job: Job, grid: Grid, checkout: Checkout, slot: int) -> Started | None:
-    """Start a run; None where another process is at it, or has just finished it."""
+    """Start a run; None if another process runs it, or has just finished it."""
     folder, machine = job.folder(grid.runs), grid.machine
     folder.mkdir(parents=True, exist_ok=True)
     lock = open(folder / "lock", "w")
@@ -199,8 +200,8 @@ def start(job: Job, grid: Grid, checkout: Checkout, slot: int) -> Started | None
 def end_with_grid(grid: int) -> None:
     """Ask the kernel for SIGTERM when the grid dies (Linux), so that its runs save and end.
 
-    Ctrl-C reaches the grid, which tells them. Until the recipe has its own handlers other signals end it: the grid's,
-    which a fork takes along, would only note them.
+    The runs ignore Ctrl-C, because the grid gets it too and stops them. Other signals get their default action, until
+    the recipe sets its own handlers: the fork inherits the grid's handlers, which would only note them.
     """
     catch(signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -211,13 +212,13 @@ def end_with_grid(grid: int) -> None:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a run has reached its end, or has diverged and so has none."""
+    """Whether a run has reached its end or has diverged."""
     if (folder / DIVERGED).exists():
         return True
     return (folder / LOG_NAME).exists() and read_run(folder).result is not None
 
 
 def clear_up(folder: Path) -> None:
-    """Delete what a finished run does not need any more: 90 MB of checkpoints of a ResNet-18. Its weights stay."""
+    """Delete the checkpoints of a finished run, 90 MB for a ResNet-18. Its weights stay."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     (folder / "lock").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Progress over a whole grid: finished runs, epochs of those that go on, and the time that is left."""
+"""Progress of a whole grid: finished runs, epochs of the running ones, and the time left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIDTH = 160  # of a pipe, whose lines do not wrap
 
 
 class Overview:
-    """One line that stays, where the output is a terminal, and one line for each run that ends."""
+    """Shows one status line on a terminal, and prints one line for each run that ends."""
 
     def __init__(self, jobs: Sequence[Job], runs: Path, epochs_of: Callable[[Job], int]):
         self.runs, self.planned = runs, {job.name: epochs_of(job) for job in jobs}
@@ -50,12 +50,12 @@ class Overview:
         return planned if self.done[job.name] else min(planned, self.watch.look(job.folder(self.runs)).epochs)
 
     def may_be_done(self, job: Job) -> bool:
-        """Whether a run has ended by the last words of its log, which are read at no cost."""
+        """Whether a run's log looks finished: a cheap check before `launch.is_done`."""
         folder = job.folder(self.runs)
         return (folder / DIVERGED).exists() or self.watch.look(folder).has_result
 
     def update(self, running: Sequence[Job]) -> None:
-        """Show how far the running ones are; without a terminal they are asked only where a line is written."""
+        """Show how far the running jobs are. Without a terminal their logs are read only when a line is printed."""
         self.running = list(running)
         if self.live:
             self.look()
@@ -79,7 +79,7 @@ class Overview:
         return "no epoch" if run.value is None else f"{run.measures[0].short} {run.measures[0].words(run.value)}"
 
     def standing(self) -> str:
-        """`3 of 20 runs, 17 %, 12 min left`; the time left is that of the epochs run since this start."""
+        """`3 of 20 runs, 17 %, 12 min left`; the time left is estimated from the epochs since this start."""
         total, reached = sum(self.planned.values()), sum(self.reached.values())
         since, elapsed = reached - self.reached_before, time.monotonic() - self.began
         left = f", {duration(elapsed / since * (total - reached))} left" if since and reached < total else ""

@@ -1,4 +1,4 @@
-"""Prints a study for `lbsgd reproduce`: as tables on a terminal, as Markdown into a file or a pipe."""
+"""Prints a study for `lbsgd reproduce`: tables on a terminal, Markdown into a file or a pipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lbsgd.experiments.answers import HEADS, Answer, markdown
 from lbsgd.report.paper_table import WIDE, PaperTable
 from lbsgd.report.printer import Printer
 
-NARROW = 3  # columns of the claims that fit into 80 of a terminal
+NARROW = 3  # columns of the claims that fit into a terminal of 80
 
 
 def print_study(tables: Sequence[PaperTable], found: Sequence[Answer]) -> None:
@@ -30,7 +30,7 @@ def print_study(tables: Sequence[PaperTable], found: Sequence[Answer]) -> None:
 
 
 def claims_table(found: Sequence[Answer], width: int) -> Table:
-    """Return the claims with their answers; a terminal narrower than WIDE gets the columns that matter most."""
+    """Return the claims with their answers. Below a width of WIDE the table has only the most important columns."""
     title = "\nClaims, stated before the runs"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     shown = len(HEADS) if width >= WIDE else NARROW

@@ -39,8 +39,9 @@ from lbsgd.report.write import families_at, rows_by_name, write_report
 class Request:
     """What a command asks for.
 
-    work_dir    where data/ and runs/ lie; results    where the thinned logs go
-    epochs      end every run earlier, to try a grid out; such logs are not collected
+    work_dir    the folder of data/ and runs/
+    results     the folder of the thinned logs
+    epochs      end every run earlier, to try out a grid; such logs are not published
     """
 
     studies: tuple[Study, ...]
@@ -53,28 +54,28 @@ class Request:
 
     @property
     def grid(self) -> Path:
-        """Where the runs lie."""
+        """The folder of the runs."""
         name = "_".join([self.data.name, *self.own_grid, *([f"{self.epochs}_epochs"] if self.epochs else [])])
         return self.work_dir / "runs" / "reproduce" / name
 
     @property
     def own_grid(self) -> list[str]:
-        """The grid of the studies, where it is not the data set's."""
+        """The grid of the studies, if it is not the data set's."""
         return [grid for grid in {study.grid for study in self.studies} if grid]
 
     @property
     def published(self) -> Path:
-        """Where runs/ with the thinned logs lies, and the note of their commit."""
+        """The folder of runs/ with the thinned logs, and of the note of their commit."""
         return Path(self.results, self.data.name, *self.own_grid)
 
     @property
     def logs(self) -> Path:
-        """Where the thinned logs lie, those of a trial in the grid itself."""
+        """The folder of the thinned logs, which for a trial is the grid itself."""
         return self.grid if self.epochs else self.published / "runs"
 
     @property
     def data_folder(self) -> Path:
-        """Where the images lie."""
+        """The folder of the images."""
         return Path(self.data.data_dir.format(work_dir=self.work_dir))
 
     @property
@@ -88,26 +89,26 @@ class Request:
 
 
 def listed(request: Request) -> str:
-    """Return the commands of all runs, a line each, to be pasted in the current folder."""
+    """Return the commands of all runs, one per line, for the current folder."""
     require_possible(request)
     grid = grid_of(request)
     return "\n".join(shlex.join(launch.command(job, grid, Path.cwd())) for job in request.jobs)
 
 
 def grid_of(request: Request) -> Grid:
-    """Return the grid on this machine. Raises ConfigError, as `Machine.here`."""
+    """Return the grid on this machine. Raises ConfigError as `Machine.here` does."""
     machine = Machine.here(request.data, request.side_by_side)
     return Grid(request.data, request.work_dir, request.grid, machine, request.epochs)
 
 
 def reproduce(request: Request) -> None:
-    """Run a grid to its end. Raises Stopped when told to stop; the same command goes on."""
+    """Run a grid to its end. Raises Stopped after a stop signal; the same command then goes on."""
     require_possible(request)
     commit = noted_commit(request.published)
     if commit and not request.epochs and all(launch.is_done(job.folder(request.logs)) for job in request.jobs):
         say_fact("runs", f"all {len(request.jobs)} are in {request.logs}, of commit {commit[:10]}")
         say_fact("", "to train them yourself, give another place with --results")
-        report(request, commit)  # which needs no code and no data
+        report(request, commit)  # needs no code and no data
         return
     grid = grid_of(request)
     with one_at_a_time(request.grid):
@@ -128,7 +129,7 @@ def reproduce(request: Request) -> None:
 
 
 def begin(request: Request) -> Checkout:
-    """Return the grid's code; what its runs need is there."""
+    """Return the grid's code, after making everything that its runs need."""
     begins = not (request.grid / NOTE).exists()
     if begins and (changed := unsaved_changes()):
         warn(f"the grid runs the last commit, without {len(changed.splitlines())} changed files")
@@ -137,16 +138,16 @@ def begin(request: Request) -> Checkout:
         bring_back(job.folder(request.logs), job.folder(request.grid))
     say_fact("code", f"commit {checkout.commit[:10]}, in {checkout.folder}")
     waiting = [job for job in request.jobs if not launch.is_done(job.folder(request.grid))]
-    if waiting:  # a report needs logs only
+    if waiting:  # a report alone needs only logs
         require_inputs(waiting, request.work_dir)
         prepare(request, checkout)
-        done = [job.folder(request.grid) for job in request.jobs]  # those published are brought back there
+        done = [job.folder(request.grid) for job in request.jobs]  # published runs have been copied there
         require_same_data(request.data, request.data_folder, done, checkout)
     return checkout
 
 
 def report(request: Request, commit: str) -> None:
-    """Print tables and answers of each study, and write them beside its logs with curves and page."""
+    """Print tables and answers of each study, and write them next to its logs with curves and page."""
     for study in request.studies:
         rows = study.rows(request.data)
         places = [request.logs / row.name for row in rows if (request.logs / row.name).exists()]
@@ -158,7 +159,7 @@ def report(request: Request, commit: str) -> None:
         folder = (request.grid if request.epochs else request.results / request.data.name) / study.name
         try:
             write_study(folder, study, request.data, families, found, commit)
-        except (ConfigError, OSError) as error:  # such as a checkout that is another user's: the numbers are told
+        except (ConfigError, OSError) as error:  # such as in another user's checkout; the numbers are printed already
             reason = getattr(error.__cause__ or error, "strerror", error)
             warn(f"{folder} cannot be written ({reason}), so the page there is not made again")
         else:
@@ -168,7 +169,7 @@ def report(request: Request, commit: str) -> None:
 def write_study(
     folder: Path, study: Study, data: DataSet, families: Sequence[Family], found: Sequence[Answer], commit: str
 ) -> None:
-    """Write tables, curves, page and answers of a study. Raises ConfigError or OSError where that is not allowed."""
+    """Write tables, curves, page and answers of a study. Raises ConfigError or OSError if they cannot be written."""
     title = f"{study.source}: {study.title} ({study.place(data)})"
     claims = Section("Claims", "stated before the runs", HEADS, [answer.cells for answer in found], words=True)
     own = study.sections(data, rows_by_name(families)) if study.sections else []
@@ -177,7 +178,7 @@ def write_study(
 
 
 def require_possible(request: Request) -> None:
-    """Raise ConfigError for a study or a row that cannot be, before anything runs."""
+    """Raise ConfigError, before anything runs, if a study or a row is not possible."""
     if not (ROOT / request.data.config).exists():  # a wheel has neither recipes nor ds_configs
         raise ConfigError(
             "reproduce: needs a git clone of the repository, installed by `make setup` or `pip install -e .`"
@@ -189,7 +190,7 @@ def require_possible(request: Request) -> None:
 
 
 def require_together(study: Study, data: DataSet) -> None:
-    """Raise ConfigError for a study that is not of this data set."""
+    """Raise ConfigError if a study does not suit this data set."""
     if data.is_detection != study.is_detection:
         kind = "detectors" if study.is_detection else "classifiers"
         raise ConfigError(f"reproduce: {study.name} compares {kind}, and {data.name} is no data set for these")
@@ -198,7 +199,7 @@ def require_together(study: Study, data: DataSet) -> None:
 
 
 def require_inputs(jobs: Sequence[Job], work_dir: Path) -> None:
-    """Raise DataError for a file of another run that one of these needs and that is not there."""
+    """Raise DataError if a job needs a file of another run that does not exist."""
     for job in jobs:
         for file in job.inputs(work_dir).values():
             if not file.exists():
@@ -209,7 +210,7 @@ def require_inputs(jobs: Sequence[Job], work_dir: Path) -> None:
 
 
 def prepare(request: Request, checkout: Checkout) -> None:
-    """Make the data folder by the repository's own tools; complete, they leave it as it is."""
+    """Make the data folder with the repository's own tools, which leave a complete folder as it is."""
     places, folder = {"work_dir": request.work_dir}, request.data_folder
     for arguments in request.data.prepare:
         tool = [part.format(**places) for part in arguments]

@@ -1,4 +1,4 @@
-"""Runs a grid: as many runs side by side as the machine has room for, each once, going on where it was interrupted."""
+"""Runs a grid: as many runs side by side as fit, each once, and each from where it was interrupted."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lbsgd.experiments.launch import Grid, Started
 from lbsgd.experiments.overview import Overview
 from lbsgd.processes.signals import calling
 
-LOOK_SECONDS = 1.0  # between two looks at the runs
+LOOK_SECONDS = 1.0  # between two checks of the runs
 
 
 class Runner:
-    """The runs of a grid, those of other grids that share rows with it left to run once.
+    """The runs of a grid. A run that another process of the same grid has started is left to that process.
 
-    finished    called with each job that has ended, also before this start
+    finished    called with each job that has ended, including those that ended before this start
     """
 
     def __init__(self, grid: Grid, checkout: Checkout, finished: Callable[[Job], None]):
@@ -31,7 +31,7 @@ class Runner:
         self.stop_requested: str | None = None
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Run what is not done yet. Raises Stopped after a stop signal, TrainingError where runs failed."""
+        """Run what is not done yet. Raises Stopped after a stop signal, and TrainingError if runs failed."""
         waiting = []
         for job in jobs:
             if launch.is_done(job.folder(self.grid.runs)):
@@ -50,7 +50,7 @@ class Runner:
         self.stop_requested = signal.Signals(number).name
 
     def work_off(self, waiting: list[Job], overview: Overview) -> None:
-        """Start runs where there is room, and look at them until all have ended."""
+        """Start runs while there is room, and watch them until all have ended."""
         while waiting or self.running:
             if self.stop_requested:
                 self.stop()
@@ -63,9 +63,9 @@ class Runner:
             self.doze()
 
     def doze(self) -> None:
-        """Wait until the next look, which comes at once after a stop signal.
+        """Wait until the next check. A stop signal ends the wait at once.
 
-        A terminal sends Ctrl-C to the runs, too, which take ours for the same request only if it follows soon.
+        A terminal sends Ctrl-C to the runs, too. They take our signal for the same request only if it follows soon.
         """
         until = time.monotonic() + LOOK_SECONDS
         while not self.stop_requested and time.monotonic() < until:
@@ -76,7 +76,7 @@ class Runner:
         return [slot for slot in range(self.grid.machine.side_by_side) if slot not in taken]
 
     def start_next(self, waiting: list[Job], slot: int) -> None:
-        """Start the first run that no other process is at."""
+        """Start the first waiting run that no other process runs."""
         for job in waiting:
             if started := launch.start(job, self.grid, self.checkout, slot):
                 self.running.append(started)
@@ -84,12 +84,12 @@ class Runner:
                 return
 
     def take_leave(self, started: Started, overview: Overview) -> None:
-        """See whether a run has ended, and how."""
+        """Handle a run that has ended: note divergence or failure, or publish it."""
         code, folder = started.process.poll(), started.job.folder(self.grid.runs)
         if code is None:
             return
         self.running.remove(started)
-        with started.lock:  # until all is written, or another grid would start the run again
+        with started.lock:  # held until all is written, or another grid would start the run again
             if code == TrainingError.exit_code:
                 started.note_divergence()
             if launch.is_done(folder):
@@ -99,7 +99,7 @@ class Runner:
                 overview.say(f"{started.job.name}: ended with exit code {code}: {started.last_words()}")
 
     def done_elsewhere(self, job: Job, overview: Overview) -> bool:
-        """Whether another grid has finished a run that waits here."""
+        """Whether another process has finished a run that waits here."""
         if not overview.may_be_done(job) or not launch.is_done(job.folder(self.grid.runs)):
             return False
         self.end(job, overview)
@@ -113,7 +113,7 @@ class Runner:
     def publish(self, job: Job, say: Callable[[str], None]) -> None:
         try:
             self.finished(job)
-        except LbsgdError as error:  # a full disk, say: the run itself is not lost
+        except LbsgdError as error:  # such as a full disk; the run itself is not lost
             say(f"{job.name}: {error}")
 
     def stop(self) -> None:

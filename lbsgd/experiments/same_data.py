@@ -1,4 +1,4 @@
-"""The images of a grid: those that go on must have the ones that the finished runs were trained on."""
+"""Checks the images of a grid: its next runs must train on the same images as the finished ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lbsgd.experiments.grid import DataSet
 from lbsgd.report.lines import warn
 from lbsgd.report.run_log import LOG_NAME
 
-# What a log's first line has as `data`, by the code that trains: it alone knows its own fingerprints.
+# Print what a log's first line has as `data`. The grid's own code runs this, because fingerprints depend on the code.
 CLASSIFIER = "from lbsgd.data.folder import open_data; print(open_data(sys.argv[1]).fingerprint)"
 DETECTOR = (
     "from lbsgd.data.coco_annotations import read_split as read; train = read(Path(sys.argv[1]), 'train'); "
@@ -23,9 +23,9 @@ DETECTOR = (
 
 
 def require_same_data(data: DataSet, folder: Path, runs: Iterable[Path], checkout: Checkout) -> None:
-    """Raise DataError where a run's log, in one of the folders `runs`, names other images than the data folder holds.
+    """Raise DataError if a run's log, in one of the folders `runs`, names other images than the data folder holds.
 
-    They would be rows of other data, which no claim compares. Logs of earlier versions name none.
+    New runs would make rows of other data, which no claim compares. Logs of old versions name no images.
     """
     known = {fingerprint: run for run in runs if (fingerprint := logged_fingerprint(run))}
     if not known:
@@ -41,17 +41,17 @@ def require_same_data(data: DataSet, folder: Path, runs: Iterable[Path], checkou
 
 
 def logged_fingerprint(run: Path) -> str:
-    """Return the fingerprint in the first line of a run's log, or nothing."""
+    """Return the fingerprint in the first line of a run's log, or "" if there is none."""
     try:
         with open(run / LOG_NAME, "rb") as log:
             said = parse_note(log.readline()).get("data")
-    except (OSError, ValueError, AttributeError):  # none yet, or half a line; its reader will say so
+    except (OSError, ValueError, AttributeError):  # no log yet, or half a line, which its reader will report
         return ""
     return said if isinstance(said, str) else ""
 
 
 def fingerprint_of(data: DataSet, folder: Path, checkout: Checkout) -> str:
-    """Return the fingerprint of a data folder; nothing, and a warning, where the grid's code cannot tell it."""
+    """Return the fingerprint of a data folder. If the grid's code cannot compute it, warn and return ""."""
     code = "import sys; from pathlib import Path; " + (DETECTOR if data.is_detection else CLASSIFIER)
     done = checkout.run([sys.executable, "-c", code, str(folder.resolve())])
     if done.returncode:

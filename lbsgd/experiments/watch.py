@@ -1,4 +1,4 @@
-"""How far runs are, from logs that grow: a log is read again once it has changed."""
+"""How far runs are, from their growing logs. A log is read again only if it has changed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lbsgd.report.run_log import LOG_NAME
 
-EPOCH, RESULT = b'{"kind": "epoch"', b'{"kind": "result"'  # as `RunLog` begins their lines
+EPOCH, RESULT = b'{"kind": "epoch"', b'{"kind": "result"'  # how `RunLog` begins these lines
 
 
 class Seen(NamedTuple):
@@ -19,13 +19,13 @@ class Seen(NamedTuple):
 
 
 class Watch:
-    """The logs of runs by their folders, as they were at the last look."""
+    """The logs of runs by folder, as they were when last read."""
 
     def __init__(self) -> None:
         self.seen: dict[Path, tuple[tuple[int, ...], Seen]] = {}  # each with inode, size and time of modification
 
     def look(self, folder: Path) -> Seen:
-        """Return what a run's log has now; nothing where it is not there or cannot be read."""
+        """Return what a run's log has now; nothing if it does not exist or cannot be read."""
         log = folder / LOG_NAME
         try:
             status = os.stat(log)

@@ -1,9 +1,9 @@
 """CIFAR-10 with a small residual network: the paper's tables on 50,000 photographs, in hours on two cores.
 
 The margin is 1 point of 10,000 validation images. Crops and decay were chosen on the baseline alone, for an error of at
-most 20 % (docs/results.md), and so is the learning rate: the largest within the margin of the best (`lbsgd reproduce
-baseline_lr cifar10 --seeds 100-101`). A factor of 32 makes 12 iterations of 50,000 images and leaves out 848 of them,
-1.7 %.
+most 20 % (docs/results.md). So was the learning rate: the largest within the margin of the best (`lbsgd reproduce
+baseline_lr cifar10 --seeds 100-101`). At a factor of 32 an epoch of 50,000 images has 12 iterations, which leave out
+848 images, 1.7 %.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from lbsgd.experiments.grid import DataSet, Deeper
 
 ARCHIVE, FFCV = "{work_dir}/data/cifar-10-python.tar.gz", "{work_dir}/data/cifar10_ffcv"
-CONVERT = ("tools/convert_imagenet_to_ffcv.py", "--raw_fraction", "1", "--max_side", "32")  # the very pixels
+CONVERT = ("tools/convert_imagenet_to_ffcv.py", "--raw_fraction", "1", "--max_side", "32")  # keeps the exact pixels
 
 DATA_SET = DataSet(
     name="cifar10",

@@ -1,8 +1,8 @@
 """scikit-learn's handwritten digits: the paper's tables in minutes on two cores.
 
-1,536 of the 1,797 images train, so that factors 1, 2, 4, 8, 16 and 24 leave no image of an epoch out. The margin is
-2.6 of the 261 validation images. Epochs and decay are Sec. 5.1's in proportion (90: 30, 60, 80). The learning rate is
-chosen on the baseline alone, the largest within the margin of the best (`lbsgd reproduce baseline_lr digits`).
+1,536 of the 1,797 images train, so that factors 1, 2, 4, 8, 16 and 24 leave out no image of an epoch. The margin is
+2.6 of the 261 validation images. Epochs and decay are in the proportion of Sec. 5.1 (90: 30, 60, 80). The learning
+rate is chosen on the baseline alone: the largest within the margin of the best (`lbsgd reproduce baseline_lr digits`).
 
 The network is small because a ResNet-18 at 32x32 trains 80 images per second on a core, a tenth of this one's: oneDNN
 spends 60 % of the time in its last stage, whose maps are of one pixel.

@@ -1,7 +1,7 @@
 """scikit-learn's digits for a ResNet-18: the backbones of Table 3, pre-trained at several global batches.
 
-Half the epochs of the digits' own tables, because a ResNet-18 trains 80 images per second on a core; everything else
-is theirs: images, factors, margin, and decay at the same shares of the run.
+It has half the epochs of the digits' own tables, because a ResNet-18 trains 80 images per second on a core. Images,
+margin, and the decay's shares of the run are the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ImageNet with ResNet-50, as the paper had it: the baseline of 256 images and 8,192 with all GPUs of the machine.
+"""ImageNet with ResNet-50, as in the paper: the baseline of 256 images, and 8,192 images on all GPUs of the machine.
 
 The margin is the paper's own difference between the two, 0.14 points, and twice the standard deviation of its runs.
 """

@@ -1,8 +1,8 @@
 """Scenes of scikit-learn's digits: Table 3 in hours on two cores, with a small detector.
 
-2,048 iterations of 2 images are 4 epochs of 1,024 scenes, for every row; the learning rate is divided by 10 at three
-quarters, the warmup takes 400 images. The margin is 3 points of average precision on 200 scenes: "level" is a 95 %
-interval of the difference within ± 3. Backbones are runs of digits18, of the same seed.
+2,048 iterations of 2 images are 4 epochs of 1,024 scenes, for every row. The learning rate is divided by 10 at three
+quarters of the run; the warmup takes 400 images. The margin is 3 points of average precision on 200 scenes: "level"
+means a 95 % interval of the difference within ± 3. Backbones are runs of digits18 with the same seed.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ NAMES = {"async": "asynchronous", "sync": "synchronous"}
 
 def rows(data: DataSet) -> tuple[Row, ...]:
     if data.name != "digits":
-        return ()  # the recipe has its network
+        return ()  # the recipe's network is for the digits only
     return tuple(
         Row(f"x{data.large}_simulated_{kind}", data.large, script=SCRIPT, flags=("--updates", kind)) for kind in NAMES
     )
@@ -48,7 +48,7 @@ def sections(data: DataSet, groups: dict[str, Group]) -> list[Section]:
 
 
 def last(group: Group, key: str) -> float:
-    """Return the mean over seeds of a number of the last epoch."""
+    """Return the mean over seeds of a number in the last epoch."""
     return sum(run.epochs[-1][key] for run in group.finished) / len(group.finished)
 
 

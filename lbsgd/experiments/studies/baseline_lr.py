@@ -1,6 +1,6 @@
 """The choice of the baseline's learning rate, made on the baseline alone before any large batch runs.
 
-The linear rule has no number of its own to tune (Sec. 2.1): what is chosen here holds for all rows.
+The linear rule has no number to tune (Sec. 2.1), so the learning rate chosen here holds for all rows.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ def rows(data: DataSet) -> tuple[Row, ...]:
 
 
 def claims(data: DataSet) -> tuple[Claim, ...]:
-    return ()  # a choice, no claim
+    return ()  # a choice is no claim
 
 
 def sections(data: DataSet, groups: dict[str, Group]) -> list[Section]:
-    """Say which learning rate these runs choose, and where the data set has another."""
+    """Say which learning rate these runs choose, and whether the data set has another."""
     errors = {row.base_lr: row.spread.mean for row in groups.values() if row.spread and row.whole}
     if not errors:
         return []

@@ -1,8 +1,8 @@
 """Does the linear rule end at a batch or at a learning rate? Figure 1 at a quarter of the baseline's learning rate.
 
 The baseline's learning rate is the largest that was tried, so the rule soon reaches rates at which perhaps no batch
-trains. Hypothesis: what ends the rule is the learning rate kη, so a quarter of η takes it to four times the batch.
-Stated after Figure 1 was known at η, and before any run of this one.
+trains. Hypothesis: the learning rate kη ends the rule, so a quarter of η takes it to four times the batch. Stated
+after Figure 1 was known at η, and before any run of this study.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Do large batches want more updates? Figure 1 from Table 1's large batch on, for three times the epochs.
+"""Do large batches need more updates? Figure 1 from Table 1's large batch on, for three times the epochs.
 
-At a quarter of the learning rate the large batch still ends above its baseline on CIFAR-10 (`elbow`). An epoch of it
-has 48 updates there, and 156 in the paper. Hypothesis: it lacks updates, so with three times as many, and warmup and
-decay at the same shares of the run, it ends at the baseline's error. Stated after the results of `elbow` were known,
-and before any run of this one.
+At a quarter of the learning rate the large batch still ends above its baseline on CIFAR-10 (`elbow`). Its epoch has
+48 updates there, and 156 in the paper. Hypothesis: it lacks updates, so with three times as many, and warmup and decay
+at the same shares of the run, it ends at the baseline's error. Stated after the results of `elbow` were known, and
+before any run of this study.
 
-Larger batches were added when the large batch was known to end at the baseline's error. Hypothesis: twice the large
-batch has enough updates too, and the largest lacks them. Stated before any of their runs.
+Larger batches were added after the large batch was known to end at the baseline's error. Hypothesis: twice the large
+batch also has enough updates, but the largest batch lacks them. Stated before any of their runs.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def stretched(data: DataSet) -> DataSet:
 
 
 def stretch(row: Row, data: DataSet) -> Row:
-    """Return the row with the schedule of a stretched data set, in place of its JSON's.
+    """Return the row with the schedule of a stretched data set in place of its JSON's.
 
-    A row that sets its whole warmup has it from the stretched data set already, and the baseline has none.
+    A row that sets its whole warmup already has it from the stretched data set. The baseline has no warmup.
     """
     settings = [setting("epochs", data.epochs), setting("decay.epochs", list(data.decay_epochs))]
     if row.factor > 1 and not any(each.startswith("lbsgd.warmup=") for each in row.settings):

@@ -1,13 +1,13 @@
-"""Do the curves of other learning rates fail to match, as in Figure 5? For three times the epochs.
+"""Do curves at other learning rates fail to match, as in Figure 5? For three times the epochs.
 
 The paper's Figure 5: training curves of one small batch at two learning rates do not match, although both end at about
 the same error, whereas those of small and large batches do match by the linear rule. The runs are part of the grid of
-`longer_table1`, whose baseline and large batch they are compared with. A run's curve lies as far from the baseline's as
-its training error does from the baseline's mean, on average over the epochs after the first third (`match.distances`).
+`longer_table1`, and are compared with its baseline and large batch. The distance of a run's curve is that of its
+training error from the baseline's mean, on average over the epochs after the first third (`match.distances`).
 
-Hypothesis: half and twice the baseline's learning rate end at its error, with curves farther from its own than that of
-the large batch. Stated before any run at these two rates. The large batch was known, its seeds being 0.68, 0.30 and
-0.25 points away, so the last two claims need rates that are clearly more than half a point away.
+Hypothesis: runs at half and twice the baseline's learning rate end at its error, and their curves lie farther from the
+baseline's than the large batch's curve does. Stated before any run at these two rates. The large batch was known: its
+seeds are 0.68, 0.30 and 0.25 points away. So the last two claims need curves clearly more than half a point away.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def claims(data: DataSet) -> tuple[Claim, ...]:
 
 
 def sections(data: DataSet, groups: dict[str, Group]) -> list[Section]:
-    """Return how far each row's training curve lies from the baseline's, also with the epochs that no claim counts."""
+    """Return how far each row's training curve lies from the baseline's, in the claims' epochs and in all epochs."""
     baseline = groups.get("x1")
     if baseline is None:
         return []

@@ -2,8 +2,8 @@
 
 On CIFAR-10 the large batch ends above the baseline at the tuned learning rate (`table1`) and at a quarter of it
 (`elbow`), but not at that quarter for three times the epochs (`longer`). One cell is missing: the tuned learning rate
-for three times the epochs. Hypothesis: the large batch lacked updates only, so all five claims of Table 1 hold here.
-Stated after the results of these three were known, and before any run of this one.
+for three times the epochs. Hypothesis: the large batch lacked only updates, so all five claims of Table 1 hold here.
+Stated after the results of these three were known, and before any run of this study.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Does the linear rule beat other rules on photographs? Table 2a for three times the epochs.
 
 On digits two of Table 2a's claims fail: the rules lie too close together for 261 images. The runs are part of the grid
-of `longer_table1`, whose baseline and large batch they are compared with. Hypothesis: all six claims of Table 2a hold.
+of `longer_table1`, and are compared with its baseline and large batch. Hypothesis: all six claims of Table 2a hold.
 Stated after the results of `longer_table1` were known, and before any run of another learning rate of this length,
 except a quarter of it (`longer`).
 """

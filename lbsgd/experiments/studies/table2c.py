@@ -1,8 +1,8 @@
-"""Table 2c: the linear rule holds for a deeper network, with the learning rate of the other (Sec. 5.2).
+"""Table 2c: the linear rule holds for a deeper network with the learning rate of the shallower one (Sec. 5.2).
 
-The paper has ResNet-101 in place of ResNet-50; ours has 14 layers in place of 8. Learning rate, epochs and decay
-are the data set's, which were chosen for its own network, so nothing is tuned for the deeper one. Hypothesis: the large
-batch ends at the baseline's error. Stated before any run.
+The paper has ResNet-101 in place of ResNet-50; we have 14 layers in place of 8. Learning rate, epochs and decay are
+those of the data set, chosen for its own network, so nothing is tuned for the deeper one. Hypothesis: the large batch
+ends at the baseline's error. Stated before any run.
 """
 
 from __future__ import annotations

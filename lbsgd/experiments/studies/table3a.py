@@ -9,9 +9,10 @@ DETECTORS_FACTOR = 4  # of the scenes' base batch: 8 images an update
 
 
 def row_from(backbone: int, factor: int = DETECTORS_FACTOR) -> Row:
-    """Return a detector's row at so many times the base batch, from digits18's run of a factor and of the row's seed.
+    """Return the row of a detector at `factor` times the base batch.
 
-    Table 3b begins with the same backbone as the first row here, so the two tables share a row.
+    Its backbone is digits18's run at the factor `backbone` with the same seed. Table 3b uses the backbone of the first
+    row here, so the two tables share a row.
     """
     weights = f"{{work_dir}}/runs/reproduce/digits18/x{backbone}/seed{{seed}}/weights.pt"
     return Row(

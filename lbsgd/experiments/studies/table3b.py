@@ -7,7 +7,7 @@ from dataclasses import replace
 from lbsgd.experiments.grid import Claim, DataSet, Row, Study, setting
 from lbsgd.experiments.studies.table3a import name_of, row_from
 
-BACKBONE = 1  # the factor of digits18's run that all rows start from
+BACKBONE = 1  # all rows start from digits18's run at this factor
 NOT_SCALED = "lr_not_scaled"
 
 

@@ -11,7 +11,7 @@ SCRIPT, EPOCHS = "recipes/update_magnitude.py", 6
 
 def rows(data: DataSet) -> tuple[Row, ...]:
     if data.name != "digits":
-        return ()  # the recipe has its network
+        return ()  # the recipe's network is for the digits only
     none = (setting("warmup", {"kind": "none", "epochs": 0}),)
     return (
         Row(f"x{data.large}_steps_gradual", data.large, (), SCRIPT, epochs=EPOCHS),
@@ -48,7 +48,7 @@ def relative(record: dict) -> float | None:
 
 
 def mean_of(name: str, group: Group, value) -> Series:
-    """Return the mean over seeds where every seed has a number; the log has null for what is none."""
+    """Return the mean over seeds at iterations where every seed has a number. The log has null for NaN and infinity."""
     runs = group.shown
     columns = zip(*([record for record in run.iterations if "apart_sq" in record] for run in runs), strict=False)
     values = [(column[0]["epoch"], [value(record) for record in column]) for column in columns]
