@@ -30,7 +30,7 @@ from lbsgd.train.session import DTYPES, pixel_form
 from lbsgd.train.trainer import NEVER, Trainer
 
 NUM_CLASSES, NUM_IMAGES = 1000, 10**6  # enough images that no epoch ends
-FP16_SCALE_POWER = 10  # so that the first update never overflows: torch 2.11's fused SGD would keep unwritten momentum
+FP16_SCALE_POWER = 10  # the first update must not overflow: torch 2.11's fused SGD would keep unwritten momentum
 Change = Callable[[nn.Module], nn.Module]
 UpdateStep = Callable[[], torch.Tensor]  # makes an update, and returns whether the loss is a number
 
@@ -45,7 +45,7 @@ def plan_for(
     num_images: int = NUM_IMAGES,
     more: tuple[str, ...] = (),
 ) -> Plan:
-    """Return the recipe without warmup, with `passes` of micro_batch images per update; `more` sets further keys."""
+    """Return the recipe without warmup, with `passes` of micro_batch images per update. `more` sets further keys."""
     sizes = given.sizes
     settings = (
         'lbsgd.warmup={"kind": "none", "epochs": 0}',

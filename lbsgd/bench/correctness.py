@@ -25,10 +25,10 @@ from lbsgd.report.run_log import read_run
 from lbsgd.report.statistics import difference, spread
 
 OUTCOME = re.compile(r"^(tests/\S+?::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
-SUMMARY = re.compile(r"^(FAILED|ERROR) tests/")  # and not a line of a log, "ERROR    name:file.py:1 ..."
+SUMMARY = re.compile(r"^(FAILED|ERROR) tests/")  # does not match a line of a log, "ERROR    name:file.py:1 ..."
 DEMO_GOAL = Goal("at most", 8.0)  # % error, the bound of the demo's own test
 LEAST_SEEDS = 2  # of the digits' row; a single one has no interval
-SPARE_SECONDS = 3.0  # left to report when a part's commands are ended shortly before its time is over
+SPARE_SECONDS = 3.0  # a part's commands are ended this early, so that the part can still report
 SMALL_TESTS = ("tests/test_prefetch.py", "-m", "not gpu", "-k", "cpu and dtype0")
 GPU_MARK = "mark.gpu"
 # These run first, because the time may end before the last test.
@@ -52,7 +52,7 @@ def lines_of(command: Sequence[str], given: BenchSettings, **environment: str) -
         start_new_session=True,
         preexec_fn=partial(end_with, os.getpid(), signal.SIGKILL),
     )
-    # Its children are ended, too, because they would hold the pipe open.
+    # End its children, too, because they would hold the pipe open.
     deadline = max(time.monotonic() + 0.1, given.deadline - SPARE_SECONDS)
     timer = threading.Timer(deadline - time.monotonic(), end_family, (process.pid,))
     timer.start()

@@ -1,4 +1,4 @@
-"""Measure how long the device waits for images, and what that costs, when the loader feeds the trainer real JPEGs."""
+"""Measure how long the device waits for images, and what that costs, if the loader feeds the trainer real JPEGs."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ KINDS, CLASSES = (".jpeg", ".jpg"), 10
 
 
 def data_wait(given: BenchSettings, say: Say) -> None:
-    """Feed the trainer's update by the FFCV loader, with as many threads as there are cores.
+    """Feed the trainer's update by the FFCV loader, with one thread per core.
 
-    Report how long it waits, and compare its images per second with those of images that are already on the device.
+    Report how long it waits, and compare its images per second with those for images already on the device.
     """
     from lbsgd.convert.convert import convert
     from lbsgd.data.folder import open_data
@@ -79,7 +79,7 @@ def loader_for(train: BetonFile, plan: Plan, device: Any, threads: int) -> Train
 
 
 def window(trainer: Trainer, batches: Iterator[Any], num_updates: int) -> tuple[float, float]:
-    """Make updates; return for what percentage of the time the device waited for data, and the images/s."""
+    """Make updates. Return the percentage of the time that the device waited for data, and the images/s."""
     trainer.require_numbers()  # waits for the device, so that a window's time is its own
     trainer.clock.start_window()
     for _ in range(num_updates):
@@ -90,9 +90,9 @@ def window(trainer: Trainer, batches: Iterator[Any], num_updates: int) -> tuple[
 
 
 def repeated(tar: Path, tree: Path, num_images: int) -> int:
-    """Put the JPEGs of a tar into a tree like ImageNet's, each under several names; return how many JPEGs there are.
+    """Put the JPEGs of a tar into a tree like ImageNet's, each under several names. Return their number in the tar.
 
-    Raises NotRun for a tar without JPEGs.
+    Raises NotRun if the tar has no JPEGs.
     """
     found: list[Path] = []
     with tarfile.open(tar) as archive:

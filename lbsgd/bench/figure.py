@@ -13,7 +13,7 @@ from lbsgd.report.statistics import student
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound that a figure should keep, fixed before the measurement; `within` is for a ratio: 1 ± the bound."""
+    """A bound that a figure should keep, fixed before the measurement. `within`, for a ratio, means 1 ± the bound."""
 
     kind: Literal["at most", "at least", "within"]
     bound: float
@@ -71,7 +71,7 @@ def mean_figure(name: str, values: Sequence[float], **more: Any) -> Figure:
 def ratio_figure(name: str, above: Sequence[float], below: Sequence[float], **more: Any) -> Figure:
     """Return the geometric mean of the rounds' ratios, with the interval of the mean of their logarithms.
 
-    Both sides of a round are measured right after each other, so what slows the machine slows both.
+    Both sides of a round are measured right after each other, so a slow machine slows both.
     """
     logs = mean_figure(name, [log(a / b) for a, b in zip(above, below, strict=True)])
     low, high = (None if bound is None else exp(bound) for bound in (logs.low, logs.high))

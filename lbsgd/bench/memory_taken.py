@@ -15,7 +15,7 @@ from lbsgd.train.engine import start_processes
 from lbsgd.train.peak_memory import peak_bytes
 from lbsgd.units import size
 
-MEMORY_GOAL = Goal("within", 0.1)  # above, a plan that should fit may not run; below, one that runs may seem not to fit
+MEMORY_GOAL = Goal("within", 0.1)  # above, a plan that seems to fit may not run; below, one that fits may seem not to
 
 
 def memory_taken(given: BenchSettings, say: Say) -> None:

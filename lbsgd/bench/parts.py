@@ -1,4 +1,4 @@
-"""Run each part of a bench in a process of its own with a time limit: a part that fails or hangs spoils no other."""
+"""Run each part of a bench in its own process with a time limit, so that a failing or hanging part spoils no other."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from lbsgd.bench.process_tree import descendants, end_family
 from lbsgd.bench.results import PartResult, Results
 from lbsgd.processes.signals import handled_afterwards
 
-LEAST_SECONDS = 5.0  # a part is not begun with less time left
+LEAST_SECONDS = 5.0  # a part does not begin with less time left
 OUT_OF_TIME = "out of time"
 ENDS_BY_ITSELF = "done", "not run", "failed"
-WORST = 300  # most characters of an error in the results; the log has the traceback
+WORST = 300  # maximum characters of an error in the results; the log has the traceback
 
 Say = Callable[[Figure | str], None]  # takes each figure and each note as it comes
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a bench. `run` is a function of a module; it takes the settings, which hold the deadline, and `say`."""
+    """A part of a bench. `run`, a module's function, takes the settings, which hold the deadline, and `say`."""
 
     name: str
     title: str
@@ -49,7 +49,7 @@ def run_parts(
     preload: Sequence[str] = (),
     together: bool = False,
 ) -> bool:
-    """Run the parts in order within total_seconds; return whether every part that can run here is done.
+    """Run the parts in order within total_seconds. Return whether every part that can run here is done.
 
     A part without time left is out of time and so not done, even if it could not run here. If this function ends early,
     it ends the running parts.
@@ -71,7 +71,7 @@ def run_parts(
                     result.state, result.why = OUT_OF_TIME, "not begun, because the parts before it took all the time"
                     finish(result, results)
                 else:
-                    with handled_afterwards():  # so that no started part is missing from the list
+                    with handled_afterwards():  # or a started part could be missing from the list
                         running.append(Running(forking, part, settings, results, result, part_deadline))
             for each in ready(running):
                 if each.has_ended():
@@ -94,7 +94,7 @@ def finish(result: PartResult, results: Results) -> None:
 
 
 class Running:
-    """A part that runs in a process of its own, until it has ended or its time is over."""
+    """A part that runs in its own process, until it has ended or its time is over."""
 
     def __init__(self, forking: Any, part: Part, settings: Any, results: Results, result: PartResult, deadline: float):
         self.result, self.deadline, self.began = result, deadline, time.monotonic()
@@ -107,7 +107,7 @@ class Running:
         theirs.close()
 
     def has_ended(self) -> bool:
-        """Take in what the part says; return whether it has ended or must end."""
+        """Receive a message of the part. Return whether the part has ended or must end."""
         result = self.result
         if not self.connection.poll():
             if time.monotonic() < self.deadline:
@@ -130,7 +130,7 @@ class Running:
     def end(self) -> None:
         """End the part's process with all its descendants.
 
-        If it died without a message, its descendants in other sessions are not found.
+        If the process died without a message, its descendants in other sessions are not found.
         """
         known = descendants(self.process.pid)
         self.connection.close()  # a part that has sent its last message waits for this
@@ -151,7 +151,7 @@ def ready(running: Sequence[Running]) -> list[Running]:
 
 
 def in_its_process(run: Callable[[Any, Say], None], settings: Any, pipe: Connection, log: Path, name: str) -> None:
-    """Run a part in this process: its prints go to the log, its messages and its end into the pipe.
+    """Run a part in this process. Its prints go to the log; its messages and its outcome go into the pipe.
 
     Then wait until the other side has noted the part's descendants and closed the pipe.
     """
@@ -164,7 +164,7 @@ def in_its_process(run: Callable[[Any, Say], None], settings: Any, pipe: Connect
         run(settings, lambda said: pipe.send(("said", said)))
     except NotRun as reason:
         pipe.send(("not run", str(reason)))
-    except BaseException as error:  # noqa: BLE001  whatever ends a part is a result, and the other parts go on
+    except BaseException as error:  # noqa: BLE001  any error is the part's result, and the other parts go on
         traceback.print_exc()
         lines = traceback.format_exception_only(error)
         pipe.send(("failed", " ".join("".join(lines).split())[:WORST]))

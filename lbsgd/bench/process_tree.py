@@ -1,4 +1,4 @@
-"""End a process with all its descendants, in whatever session they run."""
+"""End a process with all its descendants, in any session."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def descendants(leader: int) -> list[psutil.Process]:
 
 
 def end_family(leader: int, known: Sequence[psutil.Process] = ()) -> None:
-    """Kill a process and its descendants; if it has ended already, kill the known ones and its process group."""
+    """Kill a process and its descendants. If it has ended already, kill the known ones and its process group."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(leader)
-        process.suspend()  # so that it starts nothing more
+        process.suspend()  # it must start no more processes
         try:
             while living := [each for each in process.children(recursive=True) if is_alive(each)]:
                 kill(living)
                 time.sleep(0.01)
-        finally:  # else the caller would wait for a suspended process for ever
+        finally:  # or the caller would wait for a suspended process forever
             process.kill()
     kill(known)
     with suppress(ProcessLookupError, PermissionError):

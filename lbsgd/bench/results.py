@@ -1,4 +1,4 @@
-"""Write the results of a bench into files, again with each figure: a killed run leaves what it had."""
+"""Write the results of a bench into files after each figure, so that a killed run leaves what it had."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lbsgd.report.picture import empty_picture, replace_picture
 
 @dataclass
 class PartResult:
-    """What is known of one part.
+    """The state and the results of one part.
 
     state    waiting, running, done, failed, "out of time", or "not run" if it cannot run here
     why      the reason if it is not done
@@ -65,13 +65,13 @@ class Results:
         return self.folder / f"{self.name}.png"
 
     def announce(self, name: str, title: str) -> PartResult:
-        """Add a part that is to run."""
+        """Add a part that will run."""
         self.parts.append(PartResult(name, title))
         self.write()
         return self.parts[-1]
 
     def write(self) -> None:
-        """Write the present JSON and Markdown, each as a whole."""
+        """Write the current JSON and Markdown, each whole or not at all."""
         found = {**self.about, "written": time.strftime("%Y-%m-%d %H:%M:%S %z")}
         facts = "\n".join(f"* {key}: {value}" for key, value in found.items())
         head = f"# {self.name} on {self.about['device']}\n\n{facts}\n\n"
@@ -102,7 +102,7 @@ class Results:
 
 
 def draw_figures(axes: Any, figures: Sequence[Figure]) -> None:
-    """Draw figures below each other, each under its name, so that long names take no width; a goal is a red bar."""
+    """Draw figures below each other, each under its name, so that long names take no width. A goal is a red bar."""
     for place, each in enumerate(figures):
         low, high = (each.value, each.value) if each.low is None or each.high is None else (each.low, each.high)
         axes.errorbar(

@@ -13,7 +13,7 @@ from lbsgd.bench.figure import Figure, Goal, ratio_figure
 Step = Callable[[], object]
 Timer = Callable[[Step, str, int], float]
 SLEEP_CYCLES = 20_000_000  # about 10 ms on a GPU
-WHOLE_STEP_CYCLES = 150_000_000  # about 80 ms, in which a slow host queues the 1,000 kernels of one step
+WHOLE_STEP_CYCLES = 150_000_000  # about 80 ms, enough for a slow host to queue the 1,000 kernels of one step
 LONGEST_SLEEP = 4  # times the first sleep; a longer one does not help, because the GPU's queue is full
 
 
@@ -28,9 +28,9 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """Return each step's seconds per call, one number per round, by `seconds_of` or another timer.
 
-    A round calls every step `calls` times in a row; from round to round the order is rotated by one place. The first
-    round does not count, because recording CUDA graphs empties torch's store of free memory, so steps that are already
-    warm must ask the driver for memory again.
+    A round calls every step `calls` times in a row; each round rotates the order by one place. The first round does not
+    count: recording CUDA graphs empties torch's store of free memory, so even warm steps must ask the driver for memory
+    again.
     """
     seconds_per_call = timer or seconds_of
     names = list(steps)
@@ -48,9 +48,9 @@ def in_turn(
 
 
 def seconds_of(step: Step, device: str, calls: int) -> float:
-    """Time some calls in a row; return the seconds per call.
+    """Time some calls in a row. Return the seconds per call.
 
-    This is wall-clock time on a GPU, and process time on a CPU, because other work on the machine affects that less.
+    On a GPU this is wall-clock time. On a CPU it is process time, which other work on the machine affects less.
     """
     clock = time.perf_counter if device == "cuda" else time.process_time
     synchronise(device)
@@ -62,10 +62,10 @@ def seconds_of(step: Step, device: str, calls: int) -> float:
 
 
 class KernelTimer:
-    """Times only the kernels of some calls, or of one call for whole steps; on a CPU by `seconds_of`.
+    """Times only the kernels of some calls, or of one call for whole steps. On a CPU it uses `seconds_of`.
 
     A small kernel takes less time than its launch. So the GPU sleeps while the host queues the kernels; in training it
-    works on something else. If the sleep ends before all are queued, they are timed again with a longer sleep.
+    would do other work. If the sleep ends before all are queued, they are timed again with a longer sleep.
 
     late: the steps for which even the longest sleep was too short, so that their times include the host's
     """
@@ -108,7 +108,7 @@ def synchronise(device: str) -> None:
 
 
 def milliseconds(seconds: Mapping[str, list[float]]) -> str:
-    """Return the median milliseconds of each step in words, to show beside the ratios."""
+    """Return the median milliseconds of each step in words, to show next to the ratios."""
     medians = {name: median_high(values) for name, values in seconds.items()}
     return ", ".join(f"{name} {1000 * median:.3g} ms" for name, median in medians.items())
 
@@ -123,7 +123,7 @@ def compared(
 ) -> Figure:
     """Return the ratio of two of the steps that took turns, with the times of all.
 
-    late: the steps whose GPU times include the host's; for them there is no goal.
+    late: the steps whose GPU times include the host's. If there are any, the goal is dropped.
     """
     beside = milliseconds(seconds)
     if late:

@@ -1,4 +1,4 @@
-"""The sizes of a bench: those that measure a GPU, and the smallest that run every line of the bench on a CPU."""
+"""The sizes of a bench: those that measure a GPU, and the smallest ones that run every line of the bench on a CPU."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class Sizes:
     """Images and rounds of the speed bench, and the length of the correctness bench.
 
     micro_batches      for comparing batch norms, each a multiple of n = per_worker_batch
-    implementations    of batch norm that the device has (`algorithm/norm_rule.py`)
+    implementations    the implementations of batch norm that the device has (`algorithm/norm_rule.py`)
     precisions         each with its ZeRO stage, for comparing the trainer with the plain loop
-    tuned_batches      micro batches at which the two are compared with cudnn.benchmark, too
+    tuned_batches      micro batches at which the two are also compared with cudnn.benchmark
     half               the precision in which the device multiplies fastest
-    layers             shapes (C, H, W) for timing batch norm by itself
+    layers             shapes (C, H, W) for timing batch norm alone
     rounds, calls      rounds of each comparison, and calls per round and contestant
     fed_updates        timed updates that the loader feeds
     blocks             how residual blocks run by default: by CUDA graphs on a GPU
-    backend            of torch.compile
-    is_small           whether these are the sizes for a CPU, which only try that each line runs
+    backend            the backend of torch.compile
+    is_small           whether these are the sizes for a CPU, which only check that each line runs
     """
 
     resolution: int
@@ -63,7 +63,7 @@ ON_A_GPU = Sizes(
     calls=3,
     warm_up=3,
     fed_updates=60,  # and 33 that are not timed
-    images_to_feed=25_600,  # 100 updates of step_batch, so that no new epoch, which begins with a wait, is measured
+    images_to_feed=25_600,  # 100 updates of step_batch: no new epoch, which begins with a wait, must be measured
     blocks="graphs",
     backend="inductor",
     is_small=False,
@@ -95,10 +95,10 @@ class BenchSettings:
     """The settings that the parts of a bench get.
 
     root      the repository, with the tests, tools and recipes that the parts run
-    folder    for temporary files
+    folder    a folder for temporary files
     jpegs     a tar of JPEGs for the loader, if there is one
     task      the task of a recipe (`train/task.py`): its network and its loss
-    deadline  of the part, by time.monotonic(), which is the same in all processes
+    deadline  the deadline of the part by time.monotonic(), which is the same in all processes
     """
 
     sizes: Sizes

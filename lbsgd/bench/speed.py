@@ -1,7 +1,7 @@
 """Measure the speed of a training step, part by part: batch norm, the whole step, torch.compile, loader, kernels.
 
-Figures are ratios of steps that took turns in one run (`rounds`), except those of waiting and of memory. The goals were
-written before there was a GPU.
+Figures are ratios of steps that took turns in one run (`rounds`), except those of waiting and memory. The goals were
+written before a GPU was available.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TOP = 10
 def measured(
     given: BenchSettings, say: Say, steps: Mapping[str, Step], timer: Timer | None = None
 ) -> dict[str, list[float]]:
-    """Time the steps in turn; say if a loss is not a number, because such a step takes another time."""
+    """Time the steps in turn. Say if a loss is not a number, because such a step takes a different time."""
     sizes = given.sizes
     found = in_turn(steps, given.device, rounds=sizes.rounds, calls=sizes.calls, warm_up=sizes.warm_up, timer=timer)
     for name, step in steps.items():
@@ -51,7 +51,7 @@ def norm_in_the_step(given: BenchSettings, say: Say) -> None:
     """Compare the training step with batch norm over n images and the step with torch's over the micro batch.
 
     Everything else is the same plain loop in bf16. The implementations come one after the other, so that the results of
-    the first remain if the second fails. The GPU's own time leaves out the host, which may be slower than the GPU.
+    the first remain if the second fails. The GPU's own time excludes the host, which may be slower than the GPU.
     """
     for how, micro_batch in product(reversed(given.sizes.implementations), given.sizes.micro_batches):
         plan = plan_for(given, micro_batch)
@@ -73,7 +73,7 @@ def late_of(steps: Mapping[str, Step], timer: KernelTimer) -> list[str]:
 
 
 def norm_layers(given: BenchSettings, say: Say) -> None:
-    """Compare batch norm layers by themselves, forward and backward, in both layouts; the rule follows from this."""
+    """Compare single batch norm layers, forward and backward, in both layouts. The rule follows from this."""
     sizes, dtype = given.sizes, DTYPES[given.sizes.half]
     n, micro_batch = sizes.per_worker_batch, max(sizes.micro_batches)
     layouts = (("channels_last", torch.channels_last), ("NCHW", torch.contiguous_format))
@@ -100,12 +100,12 @@ def pass_through(layer: nn.Module, x: torch.Tensor) -> Step:
 def whole_step(given: BenchSettings, say: Say) -> None:
     """Compare the trainer's own update with a plain PyTorch loop in autocast and channels_last, images per second.
 
-    On a GPU lbsgd launches CUDA graphs, as by default; lbsgd without them is measured as well.
+    On a GPU lbsgd launches CUDA graphs, its default; lbsgd without them is measured as well.
     """
     start_processes()
     for micro_batch, (precision, stage) in product(reversed(given.sizes.micro_batches), given.sizes.precisions):
         whole_step_of(given, say, micro_batch, precision, stage)
-        gc.collect()  # engines refer to themselves, and hold the GPU's memory until then
+        gc.collect()  # engines refer to themselves, and hold the GPU's memory until they are collected
 
 
 def whole_step_of(
@@ -125,8 +125,8 @@ def whole_step_of(
 def tuned_step(given: BenchSettings, say: Say) -> None:
     """Compare with torch.backends.cudnn.benchmark on both sides, which lets cuDNN try its algorithms at each size.
 
-    This needs a process of its own, because torch remembers one algorithm per size, whoever found it. lbsgd does not
-    turn benchmark on by itself, because then the algorithms, and so the bits, may differ from run to run.
+    This needs its own process, because torch keeps one algorithm per size for the whole process. lbsgd does not turn
+    benchmark on, because then the algorithms, and so the bits, may differ from run to run.
     """
     start_processes()
     torch.backends.cudnn.benchmark = True
@@ -136,7 +136,7 @@ def tuned_step(given: BenchSettings, say: Say) -> None:
 
 
 def weights_layout(given: BenchSettings, say: Say) -> None:
-    """Measure what weights in NCHW cost in half precision, as in ZeRO's flat buffers, with images in channels_last."""
+    """Measure the cost of weights in NCHW in half precision, as in ZeRO's flat buffers, with images in channels_last."""
     for micro_batch in given.sizes.micro_batches:
         plan = plan_for(given, micro_batch)
         steps = {
@@ -166,7 +166,7 @@ def half_pass(given: BenchSettings, plan: Plan, layout: torch.memory_format) -> 
 
 
 def compiled_step(given: BenchSettings, say: Say) -> None:
-    """Compare both sides with torch.compile, and each side with and without; the plain network is compiled whole."""
+    """Compare both sides with torch.compile, and each side with and without it. The plain network is compiled whole."""
     start_processes()
     sizes = given.sizes
     plan = plan_for(given, sizes.compile_batch)
@@ -214,7 +214,7 @@ def top_kernels(given: BenchSettings, say: Say) -> None:
     say(markdown_table(("% of the time", "calls", "kernel"), rows))
 
 
-PARTS = (  # the most important first, because all together may take more time than there is
+PARTS = (  # the most important first, because there may not be time for all
     Part("step", "The trainer's update against plain PyTorch", whole_step, 130),
     Part("norm", "Batch norm over n images in the training step", norm_in_the_step, 130),
     Part("loader", "Fed by the loader", data_wait, 150),
