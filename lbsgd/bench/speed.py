@@ -136,7 +136,7 @@ def tuned_step(given: BenchSettings, say: Say) -> None:
 
 
 def weights_layout(given: BenchSettings, say: Say) -> None:
-    """Measure the cost of weights in NCHW in half precision, as in ZeRO's flat buffers, with images in channels_last."""
+    """Measure the cost of half-precision weights in NCHW, as in ZeRO's flat buffers, with images in channels_last."""
     for micro_batch in given.sizes.micro_batches:
         plan = plan_for(given, micro_batch)
         steps = {

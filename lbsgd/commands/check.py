@@ -38,7 +38,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 @reader_may_leave()
 def run(given: argparse.Namespace) -> int:
-    """Check files, or explain a code; return the exit code."""
+    """Check files, or explain a code. Return the exit code."""
     if given.explain is not None:
         require_alone(given, "--explain", beside=("--markdown",))
     if given.markdown and given.explain != "all":
@@ -49,9 +49,9 @@ def run(given: argparse.Namespace) -> int:
 
 
 def check_files(given: argparse.Namespace) -> int:
-    """Print the findings of files and folders, in a library's hands if one is given; return 1 if there are errors.
+    """Print the findings of files and folders, as used by a library if one is given. Return 1 if there are errors.
 
-    Raises ConfigError that names what could not be checked, once the rest is printed.
+    Raises ConfigError after printing the rest, if something could not be checked.
     """
     from lbsgd.commands.check_files import files_of
     from lbsgd.commands.check_screen import as_dict, print_inspections
@@ -66,7 +66,7 @@ def check_files(given: argparse.Namespace) -> int:
     if len(versions) > 1 and (given.json or given.fix or given.library):
         raise ConfigError("lbsgd check: a range of versions is a table; --json, --fix and --for want one version")
     files = files_of(given.files)
-    for name in files.empty:  # beside the output, which may be JSON
+    for name in files.empty:  # to stderr, because stdout may be JSON
         print(f"{name} is empty, passed over", file=sys.stderr)
     if given.fix:
         files.require_all()  # before anything is written
@@ -86,7 +86,7 @@ def check_files(given: argparse.Namespace) -> int:
 
 
 def print_explanation(code: str, as_markdown: bool) -> int:
-    """Print the entry of a code, or of all; as Markdown, always all: docs/checks.md."""
+    """Print the entry of a code, or of all codes. As Markdown it is always all of them: docs/checks.md."""
     from lbsgd.config.checks.explain import WIDTH, explain, explain_all, markdown
     from lbsgd.report.lines import on_terminal
 

@@ -1,4 +1,4 @@
-"""Which files `lbsgd check` looks at: those that are named, and the DeepSpeed JSONs of a folder."""
+"""Chooses the files that `lbsgd check` looks at: those given by name, and the DeepSpeed JSONs of a folder."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NOT_ENTERED = frozenset({"node_modules", ".git", "__pycache__", "site-packages",
 
 @dataclass(frozen=True)
 class Files:
-    """The files to check, and in a line each what cannot be checked.
+    """The files to check, and the problems with others, one line each.
 
-    empty          files of the folders without content, which need not be DeepSpeed's
-    passed_over    how many other JSONs lie in the folders
+    empty          files without content in the folders, which need not be DeepSpeed's
+    passed_over    the number of other JSONs in the folders
     """
 
     checked: tuple[str, ...]
@@ -32,16 +32,16 @@ class Files:
     problems: tuple[str, ...] = ()
 
     def require_all(self) -> None:
-        """Raise ConfigError where something that was named cannot be checked."""
+        """Raise ConfigError if a given file or folder cannot be checked."""
         if self.problems:
             raise ConfigError("\n".join(self.problems))
 
 
 def files_of(given: Sequence[str]) -> Files:
-    """Return the files that are named, and the DeepSpeed JSONs in the folders that are named and below them.
+    """Return the given files, and the DeepSpeed JSONs in and below the given folders.
 
-    A problem is a file that cannot be read, and a folder that holds no DeepSpeed JSON. Raises ConfigError where nothing
-    can be checked.
+    A problem is a file that cannot be read, or a folder without a DeepSpeed JSON. Raises ConfigError if nothing can be
+    checked.
     """
     checked: list[str] = []
     empty: list[str] = []
@@ -70,7 +70,7 @@ def files_of(given: Sequence[str]) -> Files:
 
 
 def once(names: Sequence[str], seen: set[str]) -> tuple[str, ...]:
-    """Return each file that was not seen, by its first name: a folder may be named beside a file in it."""
+    """Return the files not seen yet, each by its first name. A folder and a file in it may both be given."""
     first = []
     for name in names:
         place = os.path.realpath(name)
@@ -81,7 +81,7 @@ def once(names: Sequence[str], seen: set[str]) -> tuple[str, ...]:
 
 
 def unreadable(name: str) -> str | None:
-    """Say that a file is not there or may not be read, if so; it is not opened, because it may be a pipe."""
+    """Return the problem if a file does not exist or may not be read. The file is not opened: it may be a pipe."""
     try:
         os.stat(name)
         may_read = os.access(name, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
@@ -92,9 +92,9 @@ def unreadable(name: str) -> str | None:
 
 
 def jsons_below(folder: Path) -> Iterator[Path]:
-    """Yield the .json files in a folder and below it, without what package managers, git and Python keep there.
+    """Yield the .json files in and below a folder, except in folders of package managers, git and Python.
 
-    Pipes and devices are no files: to open one may wait for ever.
+    Pipes and devices are left out, because opening one may wait forever.
     """
     for path, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in NOT_ENTERED and not is_environment(Path(path) / name)]
@@ -107,7 +107,7 @@ def is_environment(folder: Path) -> bool:
 
 
 def is_theirs(path: Path) -> bool:
-    """Whether a file in a folder is a DeepSpeed JSON, be it a broken one."""
+    """Whether a file in a folder is a DeepSpeed JSON, even a broken one."""
     try:
         return is_deepspeed_json(read_json(path))
     except ConfigError as error:
@@ -120,12 +120,12 @@ def is_theirs(path: Path) -> bool:
         content = path.read_bytes()
     except OSError:
         return False
-    text = content.replace(b"\0", b"").decode(errors="replace")  # UTF-16, as Windows may write it, has zeros between
+    text = content.replace(b"\0", b"").decode(errors="replace")  # UTF-16, which Windows may write, has zeros between
     return may_be_deepspeed_json(text)
 
 
 def is_empty(path: Path) -> bool:
-    """Whether a file holds nothing but space, as a placeholder does."""
+    """Whether a file holds only white space, as a placeholder does."""
     try:
         return not path.read_bytes().strip()
     except OSError:

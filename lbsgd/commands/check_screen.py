@@ -1,4 +1,4 @@
-"""What `lbsgd check` prints: the findings of each file, for people on a terminal, in a pipe, or as plain data."""
+"""The output of `lbsgd check`: the findings of each file, on a terminal, into a pipe, or as plain data."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Line = list[tuple[str, str]]  # its parts, each with rich's style
-FEWEST_FILES = 4  # of which notes in the same words are told once
+FEWEST_FILES = 4  # from this number of files on, a note that many share is printed once
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 def as_dict(inspections: Sequence[Inspection], version: str, passed_over: int = 0) -> dict[str, object]:
-    """Return all findings as plain data, with the version of DeepSpeed that judged."""
+    """Return all findings as plain data, with the version of DeepSpeed that they are for."""
     return {
         "deepspeed": accepted(version).version,
         "passed_over": passed_over,
@@ -33,9 +33,9 @@ def as_dict(inspections: Sequence[Inspection], version: str, passed_over: int = 
 
 
 def print_inspections(inspections: Sequence[Inspection], console: Console | None = None, passed_over: int = 0) -> None:
-    """Print each file with its findings, and the totals of several; in colours on a console, by default a terminal.
+    """Print each file with its findings, and the totals of several files, in colours on a terminal or given console.
 
-    What is noted of many files with the same words stands once, at the end.
+    A note that many files share is printed once, at the end.
     """
     if console is None and on_terminal():
         from rich.console import Console
@@ -46,7 +46,7 @@ def print_inspections(inspections: Sequence[Inspection], console: Console | None
 
 
 def lines_of_all(inspections: Sequence[Inspection], passed_over: int, width: int | None) -> Iterator[Line]:
-    """Yield the lines of all files, then what is noted of many of them, and the totals."""
+    """Yield the lines of all files, then the notes that many of them share, and the totals."""
     common = common_notes(inspections)
     for each in inspections:
         yield from lines_of(each, width, common.keys())
@@ -63,7 +63,7 @@ def lines_of_all(inspections: Sequence[Inspection], passed_over: int, width: int
 
 
 def common_notes(inspections: Sequence[Inspection]) -> dict[str, tuple[Finding, int]]:
-    """Return the notes that at least half of four or more files have in the same words: by them, and in how many."""
+    """Return the notes that at least half of four or more files share, by their words, with the number of files."""
     notes = [note for each in inspections for note in each.findings if note.severity == "note"]
     numbers = Counter(map(str, notes))
     is_many = len(inspections) >= FEWEST_FILES
@@ -78,7 +78,7 @@ def others_passed_over(number: int) -> str:
 
 
 def print_line(line: Line, console: Console | None) -> None:
-    """Print a line, without rich where there is no console: its import takes a fifth of the command's time."""
+    """Print a line. Without a console do not import rich, which takes a fifth of the command's time."""
     if console is None:
         print("".join(text for text, _ in line))
     else:
@@ -88,7 +88,7 @@ def print_line(line: Line, console: Console | None) -> None:
 
 
 def lines_of(inspection: Inspection, width: int | None, elsewhere: Collection[str] = ()) -> Iterator[Line]:
-    """Yield the lines of one file: its name and verdict, what was fixed, and its findings but for those elsewhere."""
+    """Yield the lines of one file: name, verdict, what was fixed, and findings except those shown elsewhere."""
     version = accepted(inspection.version).version
     kind = f" (DeepSpeed {version})" if inspection.ours else f" (plain DeepSpeed {version}: no lbsgd block)"
     kind = kind if inspection.config is not None else ""
@@ -122,7 +122,7 @@ def named(name: str, text: str, width: int | None) -> Iterator[Line]:
 
 
 def verdict(inspection: Inspection, elsewhere: int = 0) -> tuple[str, str]:
-    """Return a file's counts and their style; so many of its findings stand at the end."""
+    """Return a file's counts and their style. elsewhere: the number of its findings printed at the end."""
     counts = [counted(inspection.count(severity), severity) for severity in SEVERITIES if inspection.count(severity)]
     fixed = f"{len(inspection.fixed)} fixed, " if inspection.fixed else ""
     if counts:
@@ -144,7 +144,7 @@ def lines_of_finding(finding: Finding, width: int | None) -> Iterator[Line]:
 
 
 def wrapped(text: str, indent: str, width: int | None) -> list[str]:
-    """Return a text in lines that fit beside an indent; in one line for a file or a pipe, which have no width."""
+    """Return a text in lines that fit after an indent. Without a width, for a file or a pipe, return one line."""
     if width is None:
         return [text]
     width = max(20, width - len(indent))

@@ -1,4 +1,4 @@
-"""`lbsgd check --deepspeed 0.16..0.19`: what a file does in each version of DeepSpeed, as a table."""
+"""`lbsgd check --deepspeed 0.16..0.19`: a table of a file's findings in each version of DeepSpeed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Row = tuple[str, str]  # code and key path of a finding
 
 
 def versions_in(given: str) -> tuple[str, ...]:
-    """Return the versions that a flag names: one, or all from one to another, as in 0.16..0.19.
+    """Return the versions that a flag names: one, or a range such as 0.16..0.19.
 
-    Raises ConfigError for a version that is not known, and for a range that runs backwards.
+    Raises ConfigError for an unknown version, and for a range that runs backwards.
     """
     first, separator, last = given.partition("..")
     ends = (first, last) if separator else (first,)
@@ -33,7 +33,7 @@ def versions_in(given: str) -> tuple[str, ...]:
 
 
 def print_versions(files: Sequence[str], versions: Sequence[str], passed_over: int = 0) -> int:
-    """Print a table for each file; return 1 if there are errors in the last version, else 0."""
+    """Print a table for each file. Return 1 if there are errors in the last version, else 0."""
     errors = False
     for file in files:
         inspections = [inspect(file, version=version) for version in versions]
@@ -45,7 +45,7 @@ def print_versions(files: Sequence[str], versions: Sequence[str], passed_over: i
 
 
 def table(file: str, inspections: Sequence[Inspection], versions: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of a file: its findings that are not the same in all versions, how many are, and their errors."""
+    """Yield the lines of a file: findings that differ between versions, then the number and errors of the others."""
     columns = [severities(inspection) for inspection in inspections]
     rows = sorted({row for column in columns for row in column}, key=lambda row: worst(row, columns))
     differing = [row for row in rows if len({column.get(row) for column in columns}) > 1]
@@ -65,10 +65,10 @@ def table(file: str, inspections: Sequence[Inspection], versions: Sequence[str])
 
 
 def severities(inspection: Inspection) -> dict[Row, str]:
-    """Return the severity of each finding of one version, the worst where a key has several of one code."""
+    """Return the severity of each finding of one version; the worst if a key has several with one code."""
     return {(finding.code, finding.key): finding.severity for finding in reversed(inspection.findings)}
 
 
 def worst(row: Row, columns: Sequence[dict[Row, str]]) -> tuple[int, Row]:
-    """Return where a row stands: errors first."""
+    """Return the sort key of a row: errors come first."""
     return min(SEVERITIES.index(column[row]) for column in columns if row in column), row  # type: ignore[arg-type]

@@ -55,7 +55,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 @reader_may_leave()
 def run(given: argparse.Namespace) -> int:
-    """Write one JSON, or the grid; what is doubtful goes to stderr, so that `> FILE` takes the JSON alone."""
+    """Write one JSON, or the grid. Warnings go to stderr, so that `> FILE` gets only the JSON."""
     if given.all:
         require_alone(given, "--all")
         return write_all(given.all)
@@ -67,7 +67,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def write_all(folder: str) -> int:
-    """Write the paper's grid; `lbsgd check` says what its comparisons cost."""
+    """Write the paper's grid, without warnings: `lbsgd check` says what its comparisons cost."""
     from lbsgd.config.shipped import write_grid  # late: a wrong flag is reported before pydantic loads
 
     try:
@@ -95,7 +95,7 @@ def for_lbsgd(given: argparse.Namespace) -> int:
 
 
 def scaled_in(config: dict[str, Any], given: argparse.Namespace) -> list[str]:
-    """Return the line that says which of the paper's numbers follow the run's length, where any does."""
+    """Return a line that names the paper's numbers scaled to the run's length, if there are any."""
     from lbsgd.config.generate import scaled_epochs
     from lbsgd.config.keypath import get
 
@@ -105,9 +105,9 @@ def scaled_in(config: dict[str, Any], given: argparse.Namespace) -> list[str]:
 
 
 def for_library(given: argparse.Namespace) -> int:
-    """Write what a library needs to train a JSON of ours; its own arguments go to the screen, beside the JSON.
+    """Write the JSON that a library needs to train one of ours, and print the library's own arguments.
 
-    What changed and what is doubtful stands below them in comments, so that all of it can be pasted.
+    Changes and warnings follow the arguments as comments, so that all of it can be pasted.
     """
     from lbsgd.config.json_file import format_json
     from lbsgd.config.libraries.needs import needs_of
@@ -136,9 +136,9 @@ def for_library(given: argparse.Namespace) -> int:
 
 
 def write_beside(output: str, config: dict[str, Any]) -> None:
-    """Write a JSON; a file that is there already, and differs, is kept beside it, as `lbsgd check --fix` does.
+    """Write a JSON. Keep an existing file with other content next to it, as `lbsgd check --fix` does.
 
-    Raises ConfigError where it may not be read, and so not be kept, or not be written.
+    Raises ConfigError if the existing file cannot be read, and so not be kept, or if the JSON cannot be written.
     """
     from lbsgd.config.json_file import keep_original, text_written, write_json
 

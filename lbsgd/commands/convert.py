@@ -24,7 +24,7 @@ copy of ImageNet in --source ($IMAGENET_DIR, else data/imagenet):
 Archives are read in place. What is left out, such as hidden folders, is counted and reported. After an interruption,
 the same command goes on from where it was.
 """
-VERIFYING = ("data_dir", "source", "num_processes", "verify")  # the flags that go with --verify
+VERIFYING = ("data_dir", "source", "num_processes", "verify")  # the flags allowed with --verify
 SIZES = ("max_side", "short_side", "quality", "raw_fraction", "reencode")
 
 
@@ -73,7 +73,7 @@ def run(given: argparse.Namespace) -> int:
     """Convert, look or verify. Raises LbsgdError."""
     require_output()
     try:
-        with stoppable("the same command goes on"):  # also while NumPy is imported
+        with stoppable("the same command goes on"):  # covers the import of NumPy, too
             convert_look_or_verify(given)
     except ImportError as error:
         hint = "run `make setup`, or `pip install 'lbsgd[ffcv]'`"
@@ -110,7 +110,7 @@ def convert_look_or_verify(given: argparse.Namespace) -> None:
 
 
 def refuse_beside_verify(given: argparse.Namespace) -> None:
-    """Raises ConfigError for the first flag that --verify does not go with."""
+    """Raise ConfigError for the first flag that is not allowed with --verify."""
     for name, default in vars(parser().parse_args([])).items():
         if name not in VERIFYING and getattr(given, name) != default:
             raise ConfigError(

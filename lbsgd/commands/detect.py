@@ -1,4 +1,4 @@
-"""The command behind a detector's recipe: data in COCO's format, and the classifier whose weights it starts from."""
+"""The command behind a detector's recipe: data in COCO's format, and the classifier that gives its first weights."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ if TYPE_CHECKING:
     from lbsgd.train.task import Task
 
 
-MOST_WORKERS = 8  # each epoch and each evaluation starts them anew
+MOST_WORKERS = 8  # each epoch and each evaluation starts new ones
 
 
 def main(task_of: Callable[[DetectionRequest], Task], description: str) -> None:
-    """Run a detector's recipe; `task_of` makes its task of the flags and the data (`commands.train.run_recipe`)."""
+    """Run a detector's recipe. `task_of` makes its task from the flags and the data (`commands.train.run_recipe`)."""
     run_recipe(with_flags(description, add_data), DetectionRequest, task_of)
 
 
 class DetectionRequest(Request):
     """The flags of a detector, resolved to plan, data and backbone.
 
-    Raises LbsgdError for flags, a JSON or data that cannot be right.
+    Raises LbsgdError if the flags, the JSON or the data are wrong.
     """
 
     train: CocoSplit
     val: CocoSplit
 
     def __init__(self, flags: argparse.Namespace):
-        if flags.resolution:  # seen before the plan is, whose rule would call it a key of the JSON
+        if flags.resolution:  # checked before the plan's own rule, which would call it a key of the JSON
             raise ConfigError("--resolution is for classifiers: use --set lbsgd.detection.shorter_side=PIXELS")
         super().__init__(flags)
 
@@ -83,7 +83,7 @@ class DetectionRequest(Request):
         return len(self.train) or None
 
     def read(self, kind: str, name: str | None) -> CocoSplit:
-        """Read the split that a flag names, or the one that there is."""
+        """Read the split that a flag names, or the only one."""
         name, sides = name or only_split(self.folder, kind), self.plan.recipe.detection
         assert sides
         training, longer_side = kind == "train", sides.longer_side
@@ -95,15 +95,15 @@ class DetectionRequest(Request):
         self.warn_of(self.train.fingerprint, self.train.name)
 
     def warn_of(self, training_images: str, name: str) -> None:
-        """Warn where these are the validation images too; both fingerprints begin with that of a file."""
+        """Warn if the training images are also the validation images: if the files' fingerprints begin alike."""
         if training_images.split()[:1] == self.val.fingerprint.split()[:1]:
             warn(SAME_IMAGES.format(f"the split {self.val.name}", name))
 
     def compare_with_training(self, folder: Path) -> None:
-        """Raise DataError where the weights in a run's folder know other categories, and warn of training images.
+        """Raise DataError if the weights in a run's folder know other categories. Warn if they saw these images.
 
-        Where no log tells them, the training annotations may, if they can be read: their data are not surely those of
-        the weights, so other categories are a warning.
+        If no log names the categories, take the training annotations if they can be read. The weights may have been
+        trained on other data, so other categories are then only a warning.
         """
         header = header_in(folder)
         if logged := header.get("classes"):
@@ -124,26 +124,26 @@ class DetectionRequest(Request):
         self.warn_of(images, f"the training of {folder}" if logged else told_by)
 
     def require_backbone(self) -> None:
-        """Raise ConfigError if a run would begin from random weights, DataError if its backbone is not there.
+        """Raise ConfigError if a run would begin from random weights, and DataError if the backbone's file is missing.
 
-        Rank 0 alone reads the file, so the other hosts need not have it.
+        Only rank 0 reads the file, so other hosts need not have it.
         """
         weights = self.flags.backbone_weights
         if weights is None and not self.has_weights():
             missing = ConfigError(
                 "--backbone_weights is missing: a detector starts from a classifier, such as runs/8k/weights.pt"
             )
-            missing.of_rank_0 = self.flags.resume  # else all find it
+            missing.of_rank_0 = self.flags.resume  # without --resume every process raises it
             raise missing
         if weights is None or not self.processes.is_rank_0:
             return
         with found_by_rank_0():
-            if not os.path.isfile(weights):  # nor one in a folder that nobody may enter
+            if not os.path.isfile(weights):  # also false if the folder may not be entered
                 raise DataError(f"--backbone_weights {weights}: cannot be read; give the weights.pt of a run")
             self.started_from = trained_as(Path(weights))
 
     def has_weights(self) -> bool:
-        """Whether a checkpoint brings all weights; rank 0 alone looks, because other hosts may not have the folder."""
+        """Whether a checkpoint brings all weights. Only rank 0 looks, because other hosts may not have the folder."""
         flags = self.flags
         if flags.evaluate_only or not flags.resume or not self.processes.is_rank_0:
             return flags.evaluate_only or flags.resume
@@ -157,17 +157,17 @@ class DetectionRequest(Request):
         return coco_files(self.folder, self.train, self.val, loader_workers)
 
     def backbone(self) -> dict | None:
-        """Return the classifier's weights in rank 0's file; all processes must call it, once they have met.
+        """Return the classifier's weights from rank 0's file. All processes must call this after they have met.
 
-        DeepSpeed would make parameters equal on all of them, but not batch norm's frozen statistics, which are buffers.
-        Raises DataError for a file that holds no weights.
+        DeepSpeed would make only the parameters equal on all processes. Batch norm's frozen statistics are buffers.
+        Raises DataError if the file holds no weights.
         """
         path = self.flags.backbone_weights
         return None if path is None else from_rank_0(lambda: weights_in(Path(path)))
 
 
 def only_split(folder: Path, kind: str) -> str:
-    """Return the name of the one split of a kind. Raises DataError where there is none, or several."""
+    """Return the name of the only split of a kind. Raises DataError if there is none, or several."""
     prefix = "instances_"
     annotations = folder / "annotations"
     found = sorted(path.stem for path in annotations.glob(f"{prefix}{kind}*.json")) if is_there(annotations) else []
@@ -178,7 +178,7 @@ def only_split(folder: Path, kind: str) -> str:
 
 
 def trained_as(weights: Path) -> str:
-    """Return what a run's log beside its weights says of them, the same for every seed; else the file's name."""
+    """Return how the weights were trained by the log next to them, the same for every seed; else the file's name."""
     if not is_there(weights.parent / LOG_NAME):
         return weights.name
     try:
@@ -222,7 +222,7 @@ def add_data(flags: argparse.ArgumentParser) -> None:
 
 
 def add_val_split(flags: argparse.ArgumentParser) -> None:
-    """Add what says which images are evaluated on, which a picture of detections asks as well."""
+    """Add the flags that choose the validation images. `tools/draw_detections.py` has them, too."""
     add = flags.add_argument
     add("--val_split", type=named, metavar="NAME", help="such as val2017 (default: the one that annotations/ has)")
     on_error: tuple[OnError, ...] = ("raise", "skip")

@@ -1,4 +1,4 @@
-"""Types of flags: each turns the text of one flag into its value, or says what the flag takes instead.
+"""Types of flags: each turns the text of a flag into its value, or says what the flag takes instead.
 
 Every command and recipe uses these, so that a number means the same everywhere.
 """
@@ -14,8 +14,8 @@ from lbsgd.commands.help import Help
 from lbsgd.errors import ConfigError
 
 Group = ArgumentParser | _ArgumentGroup  # what takes flags
-TOO_LARGE = 10**12  # above any count of images, iterations or seconds; such a number is a slip of the finger
-NAMES = {"settings": "--set", "source": "--from", "library": "--for", "files": "FILE"}  # of values with another name
+TOO_LARGE = 10**12  # above any count of images, iterations or seconds: a typing mistake
+NAMES = {"settings": "--set", "source": "--from", "library": "--for", "files": "FILE"}  # flags by their `dest`
 
 
 class OneLineParser(ArgumentParser):
@@ -25,7 +25,7 @@ class OneLineParser(ArgumentParser):
         super().__init__(formatter_class=formatter_class, **given)
 
     def error(self, message: str) -> NoReturn:
-        """Refuse a flag in one line, as everything else is refused."""
+        """Refuse a flag in one line, like every other error."""
         self.exit(2, f"error: {message}; --help lists the flags\n")
 
 
@@ -93,7 +93,7 @@ def interval(text: str) -> tuple[int | None, float | None]:
 
 
 def named(text: str) -> str:
-    """The name of a file or a folder; an empty one would be the current folder, or none."""
+    """The name of a file or a folder. An empty name is refused: it would be the current folder, or none."""
     if not text:
         raise ArgumentTypeError("'' is no name of a file or a folder; such is a variable that nobody has set")
     return text
@@ -104,9 +104,9 @@ def path(text: str) -> Path:
 
 
 def whole_number(text: str) -> int | None:
-    """The number that decimal digits write, None for any other text; `+1`, `1_000` and `²` are such other texts.
+    """The number written in decimal digits; None for any other text, such as `+1`, `1_000` and `²`.
 
-    The first 30 digits of a longer one stand for it, because Python reads no more than 4,300.
+    Only the first 30 digits are read, because Python refuses more than 4,300.
     """
     return int(text.lstrip("0")[:30] or 0) if text.isascii() and text.isdecimal() else None
 
@@ -117,7 +117,7 @@ def above_zero(text: str) -> float | None:
 
 
 def finite(text: str) -> float | None:
-    """The number that a text writes, None for any other text and for what is no number or infinite."""
+    """The number that a text holds; None for any other text, and for NaN and infinity."""
     try:
         number = float(text)
     except ValueError:
@@ -132,7 +132,7 @@ def add_settings(flags: Group) -> None:
 
 
 def require_alone(given: Namespace, flag: str, beside: tuple[str, ...] = ()) -> None:
-    """Raise ConfigError where other flags are given than this one and those that may stand beside it."""
+    """Raise ConfigError if other flags are given than this one and those in `beside`."""
     values = {NAMES.get(name, f"--{name}"): value for name, value in vars(given).items() if name != "run"}
     said = [name for name, value in values.items() if value is not None and value is not False and value != []]
     unread = [name for name in said if name not in (flag, *beside)]

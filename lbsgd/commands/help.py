@@ -12,16 +12,16 @@ from itertools import groupby
 from typing import Any
 
 INDENT = " " * 6  # of the further lines of a kept line
-LEAST_WIDTH = 20  # letters, also on a terminal that has fewer, or that does not know
+LEAST_WIDTH = 20  # letters, even on a terminal that is narrower or of unknown width
 
-in_lines = partial(textwrap.wrap, break_on_hyphens=False)  # because a part of a name is another name
+in_lines = partial(textwrap.wrap, break_on_hyphens=False)  # because a part of a name may be another name
 
 
 class Help(HelpFormatter):
     """Fits help to the terminal: it fills paragraphs and items, and keeps each indented line, such as a command."""
 
     def __init__(self, prog: str, width: int | None = None, **layout: Any) -> None:
-        columns = width or shutil.get_terminal_size().columns - 2  # as argparse has it
+        columns = width or shutil.get_terminal_size().columns - 2  # as in argparse
         super().__init__(prog, width=max(columns, LEAST_WIDTH), **layout)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
@@ -38,7 +38,7 @@ class Help(HelpFormatter):
         return in_lines(" ".join(text.split()), width)
 
     def _format_usage(self, *given: Any) -> str:
-        """Break also the alternatives of a group, which argparse keeps in one line."""
+        """Break the alternatives of a group, too, which argparse keeps in one line."""
         lines = super()._format_usage(*given).split("\n")
         return "\n".join(part for line in lines for part in broken_usage(line, self._width))
 
@@ -48,7 +48,7 @@ class Help(HelpFormatter):
         return said.partition("\n")[2] if action.nargs == PARSER else said
 
     def _iter_indented_subactions(self, action: Action) -> Generator[Action, None, None]:
-        """List commands where flags are listed; argparse counts no further indent when it makes the columns."""
+        """List commands at the indent of flags, because argparse does not count a further indent in its columns."""
         yield from getattr(action, "_get_subactions", list)()
 
 
@@ -59,9 +59,9 @@ def whole_lines(text: str) -> str:
 
 
 def kept_line(line: str, width: int) -> list[str]:
-    """Return a kept line and, behind three spaces or more, what it does; below it where one line is too short.
+    """Return a kept line in lines that fit. A comment, after three spaces or more, goes below if the line is too long.
 
-    A command, which stands four spaces in, can be pasted also where it takes several lines: each ends with a backslash.
+    A command is indented by four spaces. Its lines end with a backslash if there are several, so that it can be pasted.
     """
     if len(line) <= width:
         return [line]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-# Each command imports what it needs when it runs, and none imports torch or deepspeed: every command starts at once.
+# Each command imports what it needs when it runs, and none imports torch or deepspeed, so every command starts fast.
 from lbsgd.commands import check, config, convert, plan, report, reproduce
 from lbsgd.commands.flag_types import OneLineParser
 from lbsgd.commands.plain_letters import print_plain_letters_where_needed
@@ -23,22 +23,22 @@ DESCRIPTION = "Large minibatches as in Goyal et al. 2017, on DeepSpeed and FFCV.
 EPILOG = (
     "`lbsgd COMMAND --help` lists the flags of a command. To train, run a recipe: `python recipes/resnet50.py --help`."
 )
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # why an open stream takes no more
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # reasons why writing to an open stream fails
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     0 done, 1 `check` found errors, 2 something given is wrong, 3 a run of `reproduce` failed, 75 `convert` or
-    `reproduce` was stopped, and the same command goes on, 130 Ctrl-C. Errors are printed in one line. Where the reader
-    leaves, commands that print go on in silence; `convert` and `reproduce`, whose work would then end, say so with 2.
+    `reproduce` was stopped, and the same command goes on, 130 Ctrl-C. Errors are printed in one line. If the reader of
+    the output leaves, commands that only print go on silently; `convert` and `reproduce` end with 2, and say why.
     """
     print_plain_letters_where_needed()
     try:
         try:
             return run(sys.argv[1:] if arguments is None else arguments)
         finally:
-            flush_output()  # here, where a full disk can still be told
+            flush_output()  # here, where a full disk can still be reported
     except LbsgdError as error:
         print_error(error)
         return error.exit_code
@@ -46,17 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
         return without_output(error)
     except OSError as error:
         if not isinstance(error, BrokenPipeError) and (error.errno not in FULL or error.filename is not None):
-            raise  # of a file, of which the command should have told
+            raise  # an error of a file, which the command should have reported
         unwritten = OutputError(str(error))
         unwritten.__cause__ = error
         return without_output(unwritten)
     except KeyboardInterrupt:
         print_error(Stopped("Ctrl-C"))
-        return 130  # as of a shell: 128 and the signal's number
+        return 130  # as a shell does: 128 + the signal's number
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command and return its exit code; its errors are raised."""
+    """Run a command and return its exit code. Raises its errors."""
     commands = parser()
     with reader_may_leave():  # --help prints
         given = commands.parse_args(arguments)
@@ -67,7 +67,7 @@ def run(arguments: list[str]) -> int:
 
 
 def without_output(error: OutputError) -> int:
-    """Print an error of standard output, and return its exit code."""
+    """Print an error of writing to standard output, and return its exit code."""
     drop_output()
     refusal = error.refusal()
     print_error(refusal)
@@ -75,18 +75,18 @@ def without_output(error: OutputError) -> int:
 
 
 def flush_output() -> None:
-    if sys.stdout is not None:  # as it is where the caller has closed it
+    if sys.stdout is not None:  # it is None if the caller has closed it
         sys.stdout.flush()
 
 
 def drop_output() -> None:
-    """Send what is still to be written nowhere, because Python would fail on it again at its end."""
+    """Discard unwritten output, because Python would fail on it again when it exits."""
     with suppress(OSError, ValueError):  # a stream without a file, as in a notebook
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Version(argparse.Action):
-    """Prints the version, which takes too long to look up for the other commands."""
+    """Prints the version. It is looked up only then, because that takes too long for the other commands."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         version = installed("lbsgd")
@@ -97,7 +97,7 @@ class Version(argparse.Action):
 
 
 class CommandParser(OneLineParser):
-    """The parser of one command, which gets its flags when it is asked for: those of `reproduce` take long to load."""
+    """The parser of one command. It adds its flags when it parses, because those of `reproduce` take long to load."""
 
     def __init__(self, *, add_arguments: Callable[[argparse.ArgumentParser], None], **given: Any) -> None:
         super().__init__(**given)

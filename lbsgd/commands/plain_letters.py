@@ -7,7 +7,7 @@ import re
 import sys
 import unicodedata
 
-NAME = "lbsgd.plain_letters"  # of the error handler, as codecs knows it
+NAME = "lbsgd.plain_letters"  # of the error handler in codecs
 
 WORDS = {
     **dict(zip("ελµ√∑∏∇", "eps lambda u sqrt sum prod grad".split(), strict=True)),
@@ -20,7 +20,7 @@ GREEK = re.compile(r"GREEK (SMALL|CAPITAL) LETTER (\w+)")  # Unicode's names
 
 
 def plain(text: str) -> str:
-    """Return the text in ASCII: letters of other alphabets by name, accents left out, and ? for the rest."""
+    """Return the text in ASCII: Greek letters by name, other letters without accents, and ? for the rest."""
     return "".join(char if char.isascii() else WORDS.get(char) or _spelled(char) for char in text)
 
 
@@ -40,14 +40,14 @@ def _without_accents(char: str) -> str:
 
 
 def print_plain_letters_where_needed() -> None:
-    """Have stdout and stderr write what their encoding lacks in plain letters.
+    """Make stdout and stderr write plain letters for characters that their encoding lacks.
 
-    UTF-8 lacks nothing but the bytes of file names that are no UTF-8, which are written as escapes.
+    UTF-8 lacks only the bytes of file names that are not UTF-8, which are written as escapes.
     """
     codecs.register_error(NAME, _replace)
     for stream in (sys.stdout, sys.stderr):
         if not hasattr(stream, "reconfigure"):
-            continue  # others, as in a notebook, take any text
+            continue  # other streams, as in a notebook, take any text
         if not (stream.encoding or "").lower().startswith("utf"):
             stream.reconfigure(errors=NAME)
         elif stream.errors == "strict":

@@ -36,7 +36,7 @@ def add_machines(group: argparse._ArgumentGroup) -> None:
 
 @reader_may_leave()
 def run(given: argparse.Namespace) -> int:
-    """Print the plan, or its JSON, and draw the picture if one is asked for."""
+    """Print the plan, or its JSON, and draw the picture if --png asks for one."""
     # Late: the other commands start without the plan and its schema.
     from lbsgd.commands.plan_figure import draw
     from lbsgd.commands.plan_outlook import Outlook

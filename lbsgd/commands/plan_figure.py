@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 BLOCKS = " ▁▂▃▄▅▆▇█"
 COLUMNS, LEAST_COLUMNS, HEIGHT = 72, 10, 9
 LABELS = 10  # letters before the first column
-WIDTH = 120  # letters: enough for all columns
+WIDTH = 120  # letters, enough for all columns
 
 
 def in_terminal(plan: Plan, width: int = WIDTH) -> list[str]:
     """Return the lines of a bar chart: a column per stretch of iterations, the learning rate on a logarithmic axis.
 
-    The axis, which says `epochs` behind the last column, has at most `width` letters.
+    The epoch axis, with the word `epochs` after the last column, has at most `width` letters.
     """
     room = width - LABELS - len(f"{int(plan.num_epochs)} epochs")
     columns = min(COLUMNS, max(room, LEAST_COLUMNS), plan.num_iterations)
     lrs = [learning_rate(plan.num_iterations * column // columns, plan.schedule) for column in range(columns)]
     low, high = math.log10(min(lrs)), math.log10(max(lrs))
-    low -= 0.15 * (high - low) or 1.0  # so that the lowest bar still shows
+    low -= 0.15 * (high - low) or 1.0  # keeps the lowest bar visible
     levels = [round((math.log10(lr) - low) / (high - low) * HEIGHT * 8) for lr in lrs]
     lines = []
     for row in reversed(range(HEIGHT)):
@@ -42,7 +42,7 @@ def in_terminal(plan: Plan, width: int = WIDTH) -> list[str]:
 
 
 def axis(epochs: float, columns: int) -> str:
-    """Write epochs under the columns where they begin."""
+    """Return the axis: each epoch's number under the column where it begins."""
     steps = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
     step = next((step for step in steps if columns * step / epochs >= 6), max(1, int(epochs)))
     line = [" "] * (columns + 16)
@@ -60,7 +60,7 @@ def stretches(plan: Plan) -> list[tuple[str, str, str]]:
     rows = []
     if W and schedule.warmup_kind == "gradual":
         step = (schedule.reference_lr - schedule.base_lr) / schedule.warmup_iterations
-        reached = schedule.base_lr + step * W  # less than η where the run ends during its warmup
+        reached = schedule.base_lr + step * W  # less than η if the run ends during its warmup
         rows.append((0, W, f"{schedule.base_lr:.4g} -> {reached:.4g}, by {step:.3g} per iteration"))
     elif W:
         rows.append((0, W, f"{schedule.base_lr:.4g}"))
@@ -73,17 +73,17 @@ def stretches(plan: Plan) -> list[tuple[str, str, str]]:
 
 
 def epochs(number: float) -> str:
-    """Return epochs in four digits, or in all that are whole."""
+    """Return epochs with four digits, or all digits of the integer part if it has more."""
     return f"{number:.4g}" if number < 9999 else f"{number:,.0f}"
 
 
 def draw(plan: Plan, path: str | Path) -> None:
-    """Draw the schedule into a file, whole or not at all. Raises ConfigError when it cannot be written."""
+    """Draw the schedule into a file, whole or not at all. Raises ConfigError if it cannot be written."""
     replace_picture(Path(path), figure(plan))
 
 
 def figure(plan: Plan) -> Figure:
-    """Return a Matplotlib figure: the learning rate of every iteration and, beside it, the warmup."""
+    """Return a Matplotlib figure: the learning rate of every iteration and, next to it, the warmup."""
     has_warmup = plan.schedule.warmup_iterations > 0
     picture = empty_picture(figsize=(10, 4.2), layout="constrained")
     panels = picture.subplots(1, 2, width_ratios=[2.2, 1]) if has_warmup else [picture.subplots()]
@@ -108,7 +108,7 @@ def draw_schedule(axes: Axes, plan: Plan) -> None:
 
 
 def draw_warmup(axes: Axes, plan: Plan) -> None:
-    """Draw the warmup and some iterations more on a linear axis, with the learning rates at its ends."""
+    """Draw the warmup and some more iterations on a linear axis, with the learning rates at the warmup's ends."""
     schedule, W, eta = plan.schedule, plan.schedule.warmup_iterations, plan.schedule.reference_lr
     curve(axes, plan, min(plan.num_iterations, round(1.6 * W)))
     axes.set(ylim=(-0.07 * eta, 1.1 * eta), title=f"{schedule.warmup_kind} warmup, {W:,} iterations")
@@ -123,7 +123,7 @@ def label(axes: Axes, text: str, point: tuple[float, float], offset: tuple[int, 
 
 
 def curve(axes: Axes, plan: Plan, last: int) -> None:
-    """Draw the learning rates up to iteration `last`, each held while its iteration lasts."""
+    """Draw the learning rates up to iteration `last` as steps."""
     every = max(1, last // 20_000)
     iterations = range(0, last, every)
     axes.plot(

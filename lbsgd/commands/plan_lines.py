@@ -1,4 +1,4 @@
-"""The lines with which a recipe begins: what the run is."""
+"""The first lines that a recipe prints: what the run is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SAME_IMAGES = "{} holds the images of {}, so the validation error says nothing o
 
 
 def print_plan(plan: Plan, output_dir: Path, data: ValData | None, training: bool = True) -> None:
-    """Print what the run is, without a schedule where it does not train, and what is doubtful of it.
+    """Print what the run is, without a schedule if it does not train, and the warnings about it.
 
     Raises OutputError.
     """

@@ -1,4 +1,4 @@
-"""Everything that `lbsgd plan` knows: the plan on N GPUs, the memory it takes and the time it is predicted to take."""
+"""Everything that `lbsgd plan` knows: the plan on N GPUs, the memory that it takes, and its predicted time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Outlook:
 
     @classmethod
     def of(cls, given: argparse.Namespace) -> Outlook:
-        """Compute it from the flags of `lbsgd plan`. Raises ConfigError where JSON and flags cannot go together."""
+        """Return the outlook for the flags of `lbsgd plan`. Raises ConfigError if flags and JSON disagree."""
         plan, size, machines = read_plan(given), network(given.model), machines_of(given)
         reduction, images = reduction_of(plan, size), plan.global_batch // plan.world_size
 
@@ -50,12 +50,12 @@ class Outlook:
 
     @property
     def running(self) -> tuple[str, str]:
-        """The algorithm that runs on such machines with NCCL, and why."""
+        """The algorithm that NCCL runs on these machines, and why."""
         return running(self.plan, self.machines.gpus_per_server)
 
     @property
     def is_estimated(self) -> bool:
-        """Whether memory and time are known: of classifiers, whose layers and speeds the estimates are made of."""
+        """Whether memory and time can be estimated: only for classifiers, whose layers and speeds are known."""
         return self.plan.recipe.detection is None
 
     @property
@@ -65,12 +65,12 @@ class Outlook:
 
     @property
     def has_speed(self) -> bool:
-        """Whether the speed is of this network at this resolution: given, or ResNet-50's own."""
+        """Whether the speed is that of this network at this resolution: given by a flag, or ResNet-50's own."""
         its_own = self.model == "resnet50" and self.plan.recipe.augmentation.resolution == 224
         return self.machines.precision is None or its_own
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything on the screen for machines, in seconds and bytes."""
+        """Return everything on the screen as plain data, in seconds and bytes."""
         keys = ("epochs", "iterations", "lr")
         rates = [dict(zip(keys, row, strict=True)) for row in stretches(self.plan)]
         known = {**self.plan.as_dict(), "learning_rates": rates}
@@ -88,7 +88,7 @@ class Outlook:
 
 
 def prediction_as_dict(prediction: Prediction, has_speed: bool) -> dict[str, Any]:
-    """Return a prediction as plain data; without a speed only what does not depend on one."""
+    """Return a prediction as plain data. Without a speed it has only the numbers that do not depend on one."""
     if not has_speed:
         kept = ("algorithm", "gradient_seconds", "weight_seconds")
         return {key: value for key, value in asdict(prediction).items() if key in kept}
@@ -114,7 +114,7 @@ def machines_of(given: argparse.Namespace) -> Machines:
 
 
 def read_plan(given: argparse.Namespace) -> Plan:
-    """Read the plan for the GPUs asked for, by default as many as take the global batch in one pass."""
+    """Read the plan for the given number of GPUs, by default as many as take the global batch in one pass."""
     overrides = overrides_of(given)
     if given.images:
         images = Given(f"--images {given.images}", KEYS["num_images"], given.images)
@@ -124,9 +124,9 @@ def read_plan(given: argparse.Namespace) -> Plan:
 
 
 def default_gpus(file: str, overrides: Overrides) -> int:
-    """Return kn / max(n, micro batch), and by the passes that flags or file say, at least 1."""
+    """Return kn / max(n, micro batch), divided by the passes in flags or file, and at least 1."""
     config = read_json(file)
-    require_sound(file, config, None)  # so that what is wrong in the file is told of the file, not of the flags
+    require_sound(file, config, None)  # reports mistakes in the file before flags change it
     changed, recipe = override(config, overrides)
     kn, micro_batch = changed["train_batch_size"], changed["train_micro_batch_size_per_gpu"]
     written = overrides.values().get(PASSES) if overrides.divide_otherwise() else config.get(PASSES)

@@ -22,13 +22,13 @@ from lbsgd.report.lines import NAME_WIDTH, fact
 from lbsgd.report.printer import Printer
 from lbsgd.units import counted, printable
 
-WIDE = 1000  # letters: more than any row has
+WIDE = 1000  # letters, more than any row has
 UNITS = (("h", 3600, 2), ("min", 60, 1), ("s", 1, 1))  # of times, in seconds, with their digits after the point
 NOT_ITS_SPEED = "the speed is ResNet-50's at 224 pixels; give --images_per_second"
 
 
 class Screen:
-    """Print an outlook in the terminal, section by section."""
+    """Prints an outlook in the terminal, section by section."""
 
     def __init__(self, outlook: Outlook):
         self.outlook, self.plan = outlook, outlook.plan
@@ -88,7 +88,7 @@ class Screen:
             self.say(f"the run: {self.run_time()} for {plan.num_iterations:,} iterations, without data and evaluation")
 
     def compute(self) -> None:
-        """Tell what computing takes, and where its speed is another network's or another precision's."""
+        """Print the time of computing, and say if the speed is that of another network or precision."""
         plan, speed_of = self.plan, self.outlook.machines.precision
         if not self.outlook.has_speed:
             self.say(NOT_ITS_SPEED)
@@ -100,7 +100,7 @@ class Screen:
             self.say(f"but the speed is in {speed_of}, and this JSON is {plan.precision}; give --images_per_second")
 
     def algorithms(self) -> None:
-        """Print what each algorithm takes, and which one runs."""
+        """Print the time of each algorithm, and which one runs."""
         heads = ["", "aggregation", "without overlap", "with overlap", "efficiency"]
         algorithm, reason = self.outlook.running
         rows = [
@@ -112,9 +112,9 @@ class Screen:
         self.say(f"> runs: {reason}")
 
     def run_time(self) -> str:
-        """Return the least and the most: all hidden that the JSON lets hide, or nothing.
+        """Return the shortest and the longest time: with all the overlap that the JSON allows, and without any.
 
-        NCCL may take its tree in place of a ring.
+        NCCL may use its tree in place of a ring.
         """
         by_name = {each.algorithm: each for each in self.outlook.predictions}
         most = by_name[self.outlook.running[0]]
@@ -136,7 +136,7 @@ class Screen:
         self.line(f"  {text}", indent=4)
 
     def line(self, text: str, style: str = "", letters: int = WIDE, rest: str = "", indent: int = 2) -> None:
-        """Print a line, the first letters in a style; a terminal that is too narrow gets more lines, indented."""
+        """Print a line, its first `letters` in a style. On a narrow terminal it wraps, with further lines indented."""
         shown = Text(self.printer.wrapped(self.printer.written(text), indent))
         shown.stylize(style, 0, letters)
         shown.stylize(rest, letters)
@@ -158,7 +158,7 @@ def memory_row(memory: Memory, is_chosen: bool) -> list[str]:
 
 
 def prediction_row(prediction: Prediction, is_running: bool, overlaps: bool) -> list[str]:
-    """Return an algorithm's row; where the JSON allows no overlap, its efficiency is that without."""
+    """Return an algorithm's row. If the JSON allows no overlap, its efficiency is the one without overlap."""
     least, most = (f"{prediction.efficiency(overlap):.1%}" for overlap in (False, True))
     return [
         f"{'>' if is_running else ' '} {prediction.algorithm}",
@@ -170,7 +170,7 @@ def prediction_row(prediction: Prediction, is_running: bool, overlaps: bool) -> 
 
 
 def basis_of(outlook: Outlook) -> str:
-    """Tell the machines of a prediction in words."""
+    """Return the machines of a prediction in words."""
     machines, gpus = outlook.machines, outlook.plan.world_size
     source = f" with ResNet-50 in {machines.precision}" if machines.precision else ", as given"
     speed = f"a GPU makes {machines.images_per_second:.0f} images/s{source}; " if outlook.has_speed else ""
@@ -181,7 +181,7 @@ def basis_of(outlook: Outlook) -> str:
 
 
 def moved(reduction: Reduction) -> str:
-    """Tell in words what an iteration aggregates."""
+    """Return in words what an iteration aggregates."""
     times = f", {reduction.times} times" if reduction.times > 1 else ""
     weights = f", then {reduction.weight_bytes / 1e6:.0f} MB of weights gathered" if reduction.weight_bytes else ""
     buckets = counted(reduction.num_buckets, "bucket")
@@ -193,7 +193,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def span(shortest: float, longest: float) -> str:
-    """Return `0.97 to 1.22 h`, both in the unit of the longest; `1.22 h` where they are written alike."""
+    """Return `0.97 to 1.22 h`, both in the unit of the longest; `1.22 h` if both are rounded to the same."""
     unit, seconds, digits = next((each for each in UNITS if longest >= each[1]), UNITS[-1])
     ends = dict.fromkeys(f"{each / seconds:,.{digits}f}" for each in (shortest, longest))
     return f"{' to '.join(ends)} {unit}"

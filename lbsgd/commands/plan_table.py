@@ -1,4 +1,4 @@
-"""Lays out the tables of `lbsgd plan`, which are never cut, however narrow the terminal."""
+"""Lays out the tables of `lbsgd plan`, which no terminal is too narrow for."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 
 from lbsgd.report.lines import fitted
 
-Row = list[list[str]]  # of cells, each the lines of its text
-BREAK = "|"  # where a head may be divided by a hyphen
+Row = list[list[str]]  # cells, each a list of its lines
+BREAK = "|"  # marks where a head may be hyphenated
 
 
 def table_lines(heads: Sequence[str], rows: Iterable[Sequence[str]], num_words: int, width: int) -> list[list[str]]:
     """Return the lines of the heads and of each row: words in the first num_words columns, numbers in the others.
 
-    A table that is too wide has heads of several lines, less room between its columns, and a last column that wraps.
-    Where that is too wide too, each row becomes a list of its cells, and there is no line of heads.
+    A table that is too wide gets heads of several lines, less space between columns, and a last column that wraps. If
+    that is still too wide, each row becomes a list of its cells, and there is no line of heads.
     """
     rows = list(rows)
     cells: list[Row] = [[[cell] for cell in row] for row in rows]
@@ -35,7 +35,7 @@ def table_lines(heads: Sequence[str], rows: Iterable[Sequence[str]], num_words: 
 
 
 def listed(heads: Sequence[str], row: Sequence[str], width: int) -> list[str]:
-    """Return a row as lines: its first cell, and below it the others, each after its head."""
+    """Return a row as lines: its first cell, then the others below it, each after its head."""
     of_heads = max(map(len, heads[1:]), default=0)
     lines = [fitted(f" {heads[0]} {row[0]}" if heads[0] else f" {row[0]}", width, 4)]
     for head, cell in zip(heads[1:], row[1:], strict=True):
@@ -48,7 +48,7 @@ def widths_of(rows: Sequence[Row]) -> list[int]:
 
 
 def joined(row: Row, widths: Sequence[int], num_words: int, gap: str) -> list[str]:
-    """Return a row's lines, a space before each."""
+    """Return a row's lines, each after a space."""
     height = max(map(len, row))
     filled = [cell + [""] * (height - len(cell)) for cell in row]
     lines = []

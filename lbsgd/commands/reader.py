@@ -1,4 +1,4 @@
-"""Standard output that somebody reads, who may leave, as `head` does."""
+"""Standard output whose reader may stop reading, as `head` does."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Go on in silence once nobody reads standard output, so that a command ends with its own exit code.
+    """Discard output once its reader has left, so that a command still ends with its own exit code.
 
-    This is for commands that do no more than print, or print last.
+    This is for commands that only print, or print last.
     """
     output = sys.stdout
     raw = getattr(getattr(output, "buffer", None), "raw", None) or getattr(output, "buffer", None)
@@ -40,7 +40,7 @@ def reader_may_leave() -> Iterator[None]:
 
 
 class _Pipe(io.FileIO):
-    """A file that leads nowhere once nobody reads it."""
+    """A file that discards what is written once its reader has left."""
 
     def write(self, data: Any, /) -> int:
         try:

@@ -19,7 +19,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def with_flags(description: str, add_data: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
-    """Return the parser of every recipe's flags, with those of its data."""
+    """Return the parser of the flags of every recipe, and of the recipe's data."""
     flags = OneLineParser(description=description)
     flags.add_argument(
         "--deepspeed_config", type=named, required=True, metavar="JSON", help="the recipe, such as ds_configs/8k.json"
@@ -76,7 +76,7 @@ def add_ends(group: Group) -> None:
 
 
 def add_overrides(flags: argparse.ArgumentParser) -> None:
-    """Add the flags that `overrides_of` reads, which recipes and `lbsgd plan` take alike."""
+    """Add the flags that `overrides_of` reads. Recipes and `lbsgd plan` share them."""
     printed = "What depends on these values is derived again and printed."
     group = flags.add_argument_group("to override the JSON", printed)
     add = group.add_argument
@@ -90,7 +90,7 @@ def add_overrides(flags: argparse.ArgumentParser) -> None:
 
 
 def overrides_of(flags: argparse.Namespace) -> Overrides:
-    """Return what the flags lay over the JSON."""
+    """Return the flags' overrides of the JSON."""
     from lbsgd.config.overrides import Overrides  # late: a wrong flag is reported before pydantic loads
 
     return Overrides(

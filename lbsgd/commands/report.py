@@ -1,4 +1,4 @@
-"""`lbsgd report`: the paper's tables beside ours, curves and a page, from run logs alone."""
+"""`lbsgd report`: the paper's tables next to ours, curves and a page, from run logs alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EPILOG = """
 --output_dir DIR receives tables.md, tables.csv, pictures (PNG, SVG) and index.html. --update FILE needs no RUN."""
 
 
-PIPE_WIDTH = 160  # of a file, which has none
+PIPE_WIDTH = 160  # for a file or a pipe
 TABLES = ("table1", "table2a", "table2b", "table2c", "figure1", "table3a", "table3b")
 
 
@@ -48,7 +48,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 @reader_may_leave()
 def run(given: argparse.Namespace) -> int:
-    """Print the tables of what can be read, and write files where nothing is missing. Raises LbsgdError."""
+    """Print the tables of all runs that can be read, and write files if no run is missing. Raises LbsgdError."""
     from lbsgd.report.groups import read_runs  # late: `lbsgd --help` needs none of it
     from lbsgd.report.regions import update
 
@@ -62,7 +62,7 @@ def run(given: argparse.Namespace) -> int:
     try:
         if runs:
             unmade = show(runs, given, bad)
-    except DataError as error:  # what else is wrong is told, too
+    except DataError as error:  # reported below, together with other errors
         bad.append(str(error))
     if bad and given.output_dir:
         bad.append(f"{given.output_dir}: nothing is written there, because these runs would be missing")
@@ -72,9 +72,9 @@ def run(given: argparse.Namespace) -> int:
 
 
 def show(runs: Sequence[LoggedRun], given: argparse.Namespace, bad: list[str]) -> list[str]:
-    """Print tables of runs; where nothing is bad, write them into --output_dir, too. Rows that make none are bad.
+    """Print tables of runs. If nothing is bad, write them into --output_dir, too.
 
-    Return why tables that were asked for are not there.
+    Adds to `bad` the reasons why runs make no row. Returns the reasons why wanted tables are missing.
     """
     from lbsgd.report.families import families_of
     from lbsgd.report.groups import read_rows
@@ -84,15 +84,15 @@ def show(runs: Sequence[LoggedRun], given: argparse.Namespace, bad: list[str]) -
     from lbsgd.report.write import write_report
 
     rows, without_row = read_rows(runs)
-    bad += without_row  # two runs of a row differ in code, say
+    bad += without_row  # such as two runs of a row that differ in code
     families = families_of(rows)
     tables = tables_of(families, given.table)
-    printer = Printer(PIPE_WIDTH)  # rich would take 80 columns and leave half of a table out
+    printer = Printer(PIPE_WIDTH)  # rich would take 80 columns and leave out half of a table
     if not tables or len(runs) <= 20:
         printer.print(error_table(runs, printer.width))
     for table in tables:
         printer.print(table.rich(printer.width))
-    if bad:  # here, too: the errors do not go where the tables go
+    if bad:  # said here, too, because the errors go to stderr
         printer.print(f"\nthese tables lack what cannot be read: {counted(len(bad), 'error')}")
     elif given.output_dir:
         title = ", ".join(printable(Path(place).resolve().name) for place in given.runs)

@@ -1,4 +1,4 @@
-"""`lbsgd reproduce`: runs a table or figure of the paper on your machine, and reports it."""
+"""`lbsgd reproduce`: run a table or figure of the paper on your machine, and report it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lbsgd.commands.reader import reader_may_leave
 from lbsgd.disk import require_output
 from lbsgd.processes.signals import stoppable
 
-MOST_SEEDS = 10_000  # above what anybody runs; more is a slip of the finger
+MOST_SEEDS = 10_000  # more is a typing mistake
 
 DESCRIPTION = """run a table or figure of the paper on your machine, and report it
 
@@ -46,7 +46,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def seeds(text: str) -> tuple[int, ...]:
-    """So many seeds from 0 on, or those from one to another."""
+    """`5` means the seeds 0 to 4, and `5-9` the seeds 5 to 9."""
     head, dash, tail = text.partition("-")
     first, end = (whole_number(head), whole_number(tail)) if dash else (0, whole_number(head))
     if first is None or end is None:
@@ -61,7 +61,7 @@ def seeds(text: str) -> tuple[int, ...]:
 
 def run(given: argparse.Namespace) -> int:
     """List the runs of studies, or run and report them. Raises LbsgdError."""
-    with stoppable("the same command goes on"):  # the runner lets runs that have begun save first
+    with stoppable("the same command goes on"):  # the runner itself lets started runs save first
         list_or_reproduce(given)
     return 0
 

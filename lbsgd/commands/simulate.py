@@ -1,4 +1,4 @@
-"""The command behind recipes that simulate the paper's workers: from its flags to server, images and log."""
+"""The command behind recipes that simulate the paper's workers: from the flags to server, images and log."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NOT_SIMULATED = (
 
 @dataclass(frozen=True)
 class Simulation:
-    """One process's workers, the images that they take, and the log, whose epochs the screen shows too."""
+    """The simulated workers of one process, their images, and the log, whose epochs are also printed."""
 
     server: Server
     images: Images
@@ -61,7 +61,7 @@ class Simulation:
 
 
 def run_simulation(flags: argparse.ArgumentParser, simulate: Callable[[Request], None]) -> None:
-    """Run a recipe that simulates. Ends the process with the exit codes of `commands.train.run_recipe`."""
+    """Run a simulating recipe. Errors end the process with the exit codes of `commands.train.run_recipe`."""
     print_plain_letters_where_needed()
     end_at_a_signal("; a simulation saves nothing: the same command with --resume starts it again")
     try:
@@ -83,12 +83,12 @@ def opened(
     asynchronous: bool = False,
     spread: float = 0.0,
 ) -> Simulation:
-    """Print the plan, and return server, images and log; `stack` closes them.
+    """Print the plan, and return server, images and log. `stack` closes them.
 
     task         a classifier, whose network is trained
-    described    what the log's header says beside the plan, such as the model's name
+    described    entries of the log's header in addition to the plan, such as the model's name
 
-    Raises ConfigError for what is not simulated, and for an output folder that holds a run.
+    Raises ConfigError if flags or JSON ask for what is not simulated, or if the output folder holds a run.
     """
     require_simulable(request)
     plan = replace(request.plan, micro_batch=request.plan.per_worker_batch)  # a worker's images in a batch
@@ -116,7 +116,7 @@ def opened(
 
 
 def require_simulable(request: Request) -> None:
-    """Raise ConfigError for what the simulation would only seem to do: flags, keys of the JSON, several processes."""
+    """Raise ConfigError for flags, keys of the JSON and several processes that the simulation would ignore."""
     usual = parser("").get_default
     given = [flag for flag in NOT_SIMULATED if getattr(request.flags, flag) not in (usual(flag), False)]
     if given:
@@ -147,7 +147,7 @@ def require_simulable(request: Request) -> None:
 
 
 def require_no_run(request: Request, described: dict[str, Any]) -> None:
-    """Raise ConfigError where the output folder holds a run. --resume begins this very simulation anew if it was cut.
+    """Raise ConfigError if the output folder holds a run. --resume starts the same simulation again if it was cut off.
 
     `lbsgd reproduce` gives --resume, so that its command is the same each time.
     """
@@ -161,9 +161,9 @@ def require_no_run(request: Request, described: dict[str, Any]) -> None:
 
 
 def is_cut(folder: Path, described: dict[str, Any]) -> bool:
-    """Whether a folder holds this very simulation without its end, and nothing else."""
+    """Whether a folder holds only this same simulation, without its end."""
     if is_there(folder / "checkpoints"):
         return False
     run = read_run(folder)
-    same = json.loads(json.dumps(described))  # as a log has it
+    same = json.loads(json.dumps(described))  # as it looks in a log
     return run.result is None and {key: run.header.get(key) for key in same} == same

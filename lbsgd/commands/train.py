@@ -1,7 +1,7 @@
 """The command behind every recipe: from its flags to a trained network.
 
-What is wrong with the flags, the JSON or the data is found before PyTorch and DeepSpeed are imported, except what only
-the network or the device can tell.
+Mistakes in the flags, the JSON or the data are found before PyTorch and DeepSpeed are imported, except those that only
+the network or the device shows.
 """
 
 from __future__ import annotations
@@ -58,14 +58,15 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
     0 done, 2 something given is wrong, 3 training diverged, 4 another process was lost, 75 told to stop and saved;
     1 with a traceback is a bug of ours.
 
-    request_of    resolves the flags; task_of makes the task of what it has found, before anything heavy is imported
+    request_of    resolves the flags
+    task_of       makes the task from the request, before anything heavy is imported
     """
     print_plain_letters_where_needed()
-    # PyTorch's C++ code prints stack traces when another process is gone, which bury the line that says so.
+    # If another process is gone, PyTorch's C++ code prints stack traces, which would bury the line that says so.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     started_by = launchers()  # read first: a launcher that dies during our slow imports is no longer our parent
     end_with_launcher(started_by)
-    told = bool(started_by)  # by the launcher, which also ends this process after another one's error
+    told = bool(started_by)  # signals then come from the launcher, which also sends one after another process's error
     end_at_a_signal(" at the start; the same command with --resume goes on", quiet=told)
     stopwatch = Stopwatch(started_by)
     try:
@@ -78,13 +79,13 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
             with found_by_rank_0():
                 request.require_place()
             print_plan(request.plan, request.output_dir, request.data, not request.flags.evaluate_only)
-            if sys.stdout.isatty():  # where somebody waits for the next line
+            if sys.stdout.isatty():  # a person may be waiting for the next line
                 say_fact("loading", "PyTorch and DeepSpeed")
     except LbsgdError as error:
         end_before_joining(error)
     except OutputError as error:
         refusal = error.refusal()
-        refusal.of_rank_0 = True  # no other prints
+        refusal.of_rank_0 = True  # only rank 0 prints
         end_before_joining(refusal)
     stopwatch.lap("flags and data")
     try:
@@ -103,18 +104,18 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
 class Request:
     """The flags, resolved to plan, data and folder before anything heavy is imported.
 
-    Raises LbsgdError for flags, a JSON or data that cannot be right.
+    Raises LbsgdError if the flags, the JSON or the data are wrong.
     """
 
-    data: ValData | None = None  # a classifier's
-    started_from: str | None = None  # what the first weights were trained as; a classifier begins with random ones
+    data: ValData | None = None  # of a classifier
+    started_from: str | None = None  # how the first weights were trained; a classifier begins with random ones
 
     def __init__(self, flags: argparse.Namespace):
         self.flags, self.processes = flags, Processes.from_environment()
         require_hosts(self.processes, flags.expect_world_size)
         self.weights = weights_of(flags, self.processes.is_rank_0)
         config, world_size, overrides = flags.deepspeed_config, self.processes.world_size, overrides_of(flags)
-        self.plan = Plan.read(config, world_size, overrides=overrides)  # a mistake in the JSON is told first
+        self.plan = Plan.read(config, world_size, overrides=overrides)  # reports a mistake in the JSON first
         self.output_dir = Path(flags.output_dir or Path("runs") / self.plan.name)
         num_images = self.open_data()
         if num_images is not None:
@@ -126,9 +127,9 @@ class Request:
         self.last_iteration = last_iteration(self.plan, flags.epochs, flags.max_iterations)
 
     def open_data(self) -> int | None:
-        """Open the data and return the number of training images; None where the JSON's own number holds.
+        """Open the data and return the number of training images.
 
-        So it does with fake data, and where an evaluation reads no training images.
+        Return None to keep the JSON's number: with fake data, or if an evaluation reads no training images.
         """
         if self.plan.recipe.detection:
             raise ConfigError(
@@ -146,9 +147,9 @@ class Request:
         return data.train.num_images
 
     def require_place(self) -> None:
-        """Raise LbsgdError where the run may not go into its output folder, which is looked at again once it is locked.
+        """Raise LbsgdError if the run may not use its output folder. The folder is checked again once it is locked.
 
-        Rank 0 alone looks. An evaluation is held against what its weights were trained on.
+        Only rank 0 calls this. An evaluation's data are compared with those that its weights were trained on.
         """
         flags, folder = self.flags, self.output_dir
         if not flags.evaluate_only:
@@ -164,14 +165,14 @@ class Request:
             self.compare_with_training(self.weights.parent if self.weights else folder)
 
     def compare_with_training(self, folder: Path) -> None:
-        """Warn where a label meant another class to the weights in a run's folder: sources may name classes alike."""
+        """Warn if a label meant another class to a run's weights. It is no error: one class may have two names."""
         trained, here = header_in(folder).get("classes"), self.data and self.data.classes
         other = other_class(trained, here) if trained and here else None
         if other:
             warn(f"{other}, so the validation error says nothing unless the two are names of one class")
 
     def images(self) -> ImageSource:
-        """Return where the images of the run come from; imports PyTorch."""
+        """Return the source of the run's images. Imports PyTorch."""
         from lbsgd.train.images import fake_images, ffcv_files
 
         if not self.data:
@@ -180,9 +181,9 @@ class Request:
 
 
 def weights_of(flags: argparse.Namespace, is_rank_0: bool) -> Path | None:
-    """Return the file that --weights names. Raises LbsgdError without --evaluate_only, and where there is no file.
+    """Return the file that --weights names. Raises LbsgdError without --evaluate_only, and if there is no file.
 
-    Rank 0 alone reads it, so the other hosts need not have it.
+    Only rank 0 reads the file, so other hosts need not have it.
     """
     if flags.weights is None:
         return None

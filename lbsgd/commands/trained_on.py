@@ -1,4 +1,4 @@
-"""Reads from the log beside weights what they were trained on."""
+"""Reads from the log next to weights what they were trained on."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lbsgd.report.run_log import read_run
 
 
 def header_in(folder: Path) -> Record:
-    """Return the first line of the log in a run's folder; it is empty where there is no log that can be read."""
+    """Return the first line of the log in a run's folder; an empty one if there is no readable log."""
     try:
         return read_run(folder).header
-    except DataError:  # weights of another program, or moved: they can be evaluated all the same
+    except DataError:  # weights of another program, or moved ones, can be evaluated all the same
         return {}
 
 
 def other_class(
     trained: Sequence[str], here: Sequence[str], first_label: int = 0, there: str = "training"
 ) -> str | None:
-    """Return in words the first label that meant another class in training, or in what is named; None for none."""
+    """Return in words the first label that meant another class in training, or in `there`; None if there is none."""
     for label, (then, now) in enumerate(zip_longest(trained, here, fillvalue="no class"), first_label):
         if then != now:
             return f"label {label} was {then} in {there} and is {now} here"
