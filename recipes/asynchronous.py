@@ -4,9 +4,9 @@ r"""Asynchronous against synchronous updates, simulated on one process (the pape
         --output_dir runs/async
 
 k workers take n images at a time. Asynchronous: as soon as a worker is ready, the server moves the weights by its
-gradient, computed at weights τ updates old, and hands it the new ones. Synchronous: one update per k gradients, when
-the slowest is ready. In both, each gradient moves the weights by η/k, and the images are the same. The time of each
-gradient is drawn from a log-normal distribution with mean 1 and the given spread (`lbsgd/train/simulated.py`).
+gradient, computed at weights τ updates old, and gives it the new weights. Synchronous: one update per k gradients, when
+the slowest worker is ready. In both, each gradient moves the weights by η/k, and the images are the same. The time of
+each gradient is drawn from a log-normal distribution with mean 1 and the given spread (`lbsgd/train/simulated.py`).
 """
 
 from contextlib import ExitStack
@@ -30,7 +30,7 @@ def main():
 
 
 def simulate(request):
-    """Train one network and log an epoch's errors, simulated time and mean staleness."""
+    """Train one network and log each epoch's errors, simulated time and mean staleness."""
     updates, spread = request.flags.updates, request.flags.spread
     described = {"model": f"resnet8, {updates}", "simulated": {"updates": updates, "spread": spread}}
     with ExitStack() as stack:

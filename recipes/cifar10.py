@@ -13,10 +13,10 @@ from lbsgd.commands.train import main
 
 
 class SmallResNet(ResNet50):
-    """A 3x3 stem and basic blocks, one per resolution; everything else is recipes/resnet50.py's.
+    """A 3x3 stem and basic blocks, one per resolution; everything else is as in recipes/resnet50.py.
 
     The stem halves the resolution, because a core then trains 1.8 times as many images as with the same channels at
-    the full one.
+    full resolution.
     """
 
     name = "resnet8"
@@ -40,7 +40,7 @@ def small_resnet(widths, blocks, stem_stride, num_classes, zero_last_gamma):
     first = widths[0]
     stem = nn.Conv2d(3, first, 3, stem_stride, padding=1, bias=False)
     layers = [stem, nn.BatchNorm2d(first), nn.ReLU(inplace=True)]
-    for before, width in zip((first, *widths), widths, strict=False):  # widths ends it
+    for before, width in zip((first, *widths), widths, strict=False):  # ends with the shorter `widths`
         stride = 1 if before == width else 2
         shortcut = [nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width)] if stride == 2 else None
         layers.append(BasicBlock(before, width, stride, nn.Sequential(*shortcut) if shortcut else None))

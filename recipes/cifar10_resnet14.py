@@ -1,4 +1,4 @@
-r"""Table 2c on photographs: recipes/cifar10.py with two blocks per resolution in place of one, so 14 layers.
+r"""Table 2c on photographs: recipes/cifar10.py with two blocks per resolution instead of one, so 14 layers.
 
     lbsgd convert --source cifar-10-python.tar.gz --data_dir data/cifar10_ffcv --raw_fraction 1 --max_side 32
     python recipes/cifar10_resnet14.py --deepspeed_config ds_configs/cifar10/1k.json --data_dir data/cifar10_ffcv \

@@ -14,7 +14,7 @@ from lbsgd.commands.train import main
 
 
 class DigitsResNet(SmallResNet):
-    """At the full resolution, which is small."""
+    """The network at full resolution, which is small here."""
 
     stem_stride = 1
 

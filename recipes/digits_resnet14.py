@@ -1,4 +1,4 @@
-r"""Table 2c in miniature: recipes/digits.py with two blocks per resolution in place of one, so 14 layers.
+r"""Table 2c in miniature: recipes/digits.py with two blocks per resolution instead of one, so 14 layers.
 
     python tools/render_digits.py --num_val 261 --output_dir data/digits_1536
     lbsgd convert --source data/digits_1536 --data_dir data/digits_1536_ffcv

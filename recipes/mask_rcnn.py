@@ -3,21 +3,21 @@ r"""Mask R-CNN with ResNet-50 and a feature pyramid on COCO, by the linear scali
     deepspeed --num_gpus 8 recipes/mask_rcnn.py --deepspeed_config ds_configs/detection/mask_rcnn_16.json \
         --data_dir data/coco --backbone_weights runs/8k/weights.pt
 
-The paper reached 35.6 box AP and 33.6 mask AP with 16 images an update; this repository has not trained on COCO yet.
+The paper reached 35.6 box AP and 33.6 mask AP with 16 images per update; this repository has not trained on COCO yet.
 docs/detection.md has the data and the commands. Every forward takes n = 2 images. torchvision's parts differ from the
 paper's reference, Detectron:
 
 * an anchor's centre is the upper left corner of its cell; Detectron's is the middle
 * anchors that cross the image's border are trained on, and proposals inside crowds count as background; Detectron
   leaves both out
-* 2,000 proposals are kept per image in training; Detectron keeps as many of both images together
+* 2,000 proposals are kept per image in training; Detectron keeps 2,000 of both images together
 * the loss of boxes bends at 1/9 in both stages
 * images are resized on the device with torch's bilinear interpolation, and padded to multiples of 32
 
 Two things differ by choice:
 
-* warmup starts at η/3 and rises each iteration as Detectron's, but momentum needs no correction (form (9), Remark 2)
-* there are two aspect ratios, tall and wide, and the pairs come out of the one shuffle of an epoch (Remark 4)
+* warmup starts at η/3 and rises each iteration like Detectron's, but momentum needs no correction (form (9), Remark 2)
+* there are two aspect ratios, tall and wide, and the pairs come from the one shuffle of an epoch (Remark 4)
 """
 
 from lbsgd.commands.detect import main
@@ -30,7 +30,7 @@ class MaskRCNN:
 
     name = "mask_rcnn_resnet50_fpn"
     counts, judged_by = (), DETECTOR
-    sizes = {}  # of the network, where they are not the paper's
+    sizes = {}  # of the network, if they are not the paper's
 
     def __init__(self, request):
         self.request, self.names = request, request.val.names

@@ -8,8 +8,8 @@ Before each update of kn images, with its learning rate η, from the weights w a
     large    Δ = -η · mean of g_j(w)                          one step at kn images
     small    w_j+1 = w_j - (η/k) · g_j(w_j), Δ' = w_k - w     k steps at n images
 
-The rule takes ∇l(w_j) ≈ ∇l(w), so Δ ≈ Δ'. The log has |Δ|², |Δ'|², |Δ - Δ'|² and their cosine. Then the weights move by
-the paper's update, with momentum. Warmup is needed where Δ and Δ' are far apart (Sec. 2.2).
+The rule assumes ∇l(w_j) ≈ ∇l(w), so Δ ≈ Δ'. The log has |Δ|², |Δ'|², |Δ - Δ'|² and the cosine of Δ and Δ'. Then the
+weights move by the paper's update, with momentum. Warmup is needed where Δ and Δ' are far apart (Sec. 2.2).
 """
 
 from contextlib import ExitStack
@@ -41,7 +41,7 @@ def compare(request):
 
 
 def one_update(server, chunk, log):
-    """Log the two steps and make the paper's update; return mean loss and number of wrong answers."""
+    """Log the two steps and make the paper's update. Return the mean loss and the number of wrong answers."""
     server.network.train()
     position = {"iteration": server.num_moves, "epoch": server.num_moves / server.plan.iterations_per_epoch}
     found = steps(server, chunk)
@@ -60,7 +60,7 @@ def chunks(batches, size):
 
 
 def steps(server, chunk):
-    """Return |Δ|², |Δ'|², |Δ - Δ'|² and their cosine at the present weights, which are left as they are."""
+    """Return |Δ|², |Δ'|², |Δ - Δ'|² and the cosine of Δ and Δ' at the current weights, which do not change."""
     import torch
 
     lr, weights = server.lr(), server.weights

@@ -1,10 +1,10 @@
 """tools/bench_aggregation.py --mbit 500: aggregation between two emulated hosts, by all algorithms in turn (Sec. 4).
 
-Hosts are network namespaces of this machine with a limited link (tests/cluster/network.py). Needs root, and nothing
-else may run. Each block is a few iterations of one variant, and the variants follow each other in every round, so that
-what disturbs one disturbs all. Rounds in which other programs took more than a tenth of the CPU are left out. Prints
-the ratio of DeepSpeed's and DDP's time to each variant's, with a 95 % interval over the rounds, the share of the
-communication that is hidden, and the bytes that a host sends.
+Hosts are network namespaces of this machine with a limited link (tests/cluster/network.py). The bench needs root and an
+otherwise idle machine. Each block is a few iterations of one variant, and the variants follow each other in every
+round, so that a disturbance affects all. Rounds in which other programs took more than a tenth of the CPU are left out.
+It prints the ratio of DeepSpeed's and DDP's time to each variant's, with a 95 % interval over the rounds, the share of
+the communication that is hidden, and the bytes that a host sends.
 
     --halving      instead: halving/doubling against gloo's ring over 2 to 16 processes, for small buffers
 """
@@ -48,17 +48,17 @@ VARIANTS = {
     "halving/doubling": (0, {"hierarchy": "servers", "between": "halving_doubling"}),
     "ZeRO-1, three phases": (1, PHASES),
 }
-BASES = ("stage 0", "DDP", "ZeRO-1")  # what others have
-OTHERS = 0.1  # of the CPU's time, above which a round is left out
+BASES = ("stage 0", "DDP", "ZeRO-1")  # DeepSpeed's and torch's own variants
+OTHERS = 0.1  # maximum share of the CPU's time that other programs may take in a round
 
 
 def different(sizes: list[int]) -> dict:
-    """Return the variants that these hosts can run, each algorithm once, by the simplest of its names."""
+    """Return the variants that these hosts can run, each algorithm once, under the simplest of its names."""
     found: dict = {}
     for name, (stage, block) in VARIANTS.items():
         try:
             how = block and choose(Aggregation(**block), sizes, "gloo").as_dict()
-        except ConfigError:  # halving/doubling between three
+        except ConfigError:  # halving/doubling between three hosts
             continue
         if block == PHASES and how["hierarchy"] == "flat":  # with one process per host, or one host
             name = name.replace("three phases", "flat")
@@ -82,7 +82,7 @@ def configuration(world_size: int, micro_batch: int, stage: int, block: dict | N
 
 
 class Variant:
-    """One way to train ResNet-50 on noise; `iterations` returns the seconds of some."""
+    """One way to train ResNet-50 on noise; `iterations` returns the seconds per iteration."""
 
     def __init__(self, stage: int | None, block: dict | None, micro_batch: int):
         model = lbsgd.resnet("resnet50", 1000)
@@ -120,7 +120,7 @@ class Variant:
 def busy_of_others(before: tuple[float, float]) -> tuple[float, tuple[float, float]]:
     """Return the share of the CPU's time that other programs took, and the new counts.
 
-    Interrupts are left out: nearly all of them carry the packets of this bench, and belong to no process.
+    Interrupts are left out, because they belong to no process, and nearly all carry the packets of this bench.
     """
     times = psutil.cpu_times()
     busy = times.user + times.system + times.nice
@@ -131,7 +131,7 @@ def busy_of_others(before: tuple[float, float]) -> tuple[float, tuple[float, flo
 
 def measure(per_host: int, micro_batch: int, rounds: int, block: int) -> dict:
     """Return, by variant, the seconds of an iteration in each undisturbed round, and the bytes that a host sends."""
-    from lbsgd.train.engine import start_processes  # late: DeepSpeed takes seconds, and --help shows none of it
+    from lbsgd.train.engine import start_processes  # late: importing DeepSpeed takes seconds, and --help needs none
 
     start_processes()
     sizes = [per_host] * (dist.get_world_size() // per_host)
@@ -148,7 +148,7 @@ def measure(per_host: int, micro_batch: int, rounds: int, block: int) -> dict:
     _, counts = busy_of_others((0.0, 0.0))
     for _ in range(rounds):
         times = {name: variant.iterations(block) for name, variant in variants.items()}
-        alone.enable_backward_allreduce = False  # computation alone, the same arithmetic without its aggregation
+        alone.enable_backward_allreduce = False  # the same computation without its aggregation
         compute_now = variants["stage 0"].iterations(block)
         alone.enable_backward_allreduce = True
         others, counts = busy_of_others(counts)
@@ -164,7 +164,7 @@ def measure(per_host: int, micro_batch: int, rounds: int, block: int) -> dict:
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """Return the mean and half the width of its 95 % interval; rounds are independent."""
+    """Return the mean and half the width of its 95 % interval, taking the rounds as independent."""
     half = half_width(values)
     return (statistics.mean(values) if values else math.nan), math.nan if half is None else half
 
@@ -185,7 +185,7 @@ def show(found: dict) -> None:
 
 
 def halving(sizes: list[int]) -> dict:
-    """Seconds of one all-reduce by either algorithm, the fastest of 5, by bytes."""
+    """Return the seconds of one all-reduce, the fastest of 5, by algorithm and bytes."""
     from lbsgd.train.engine import start_processes
 
     start_processes()

@@ -1,8 +1,8 @@
 """Time PerWorkerBatchNorm2d, n = 32, against torch's BatchNorm2d over the whole micro batch, forward and backward.
 
-The two take turns within one run, and the median of each counts. A CPU is timed by its process time and not by the
-clock, so that other work on the machine matters less. With one group (micro batch 32) both do the same, so that row
-shows the noise.
+The two take turns in one run, and the median of each counts. A CPU is timed by process time, because other work on the
+machine affects that less than wall-clock time. With one group (micro batch 32) both do the same, so that row shows the
+noise.
 """
 
 import itertools
@@ -41,7 +41,7 @@ def hardware(device: torch.device) -> str:
 
 
 def medians(layers: dict[str, nn.Module], x: torch.Tensor, repeats: int) -> list[float]:
-    """Return the layers' median milliseconds of a forward and backward."""
+    """Return each layer's median milliseconds for a forward and backward."""
     steps = {name: pass_through(layer, x) for name, layer in layers.items()}
     found = in_turn(steps, x.device.type, rounds=repeats, calls=1, warm_up=WARM_UP)
     return [1000 * statistics.median(seconds) for seconds in found.values()]
@@ -73,7 +73,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     try:
         device = torch.zeros(1, device=args.device).device
-    except (AssertionError, RuntimeError) as error:  # torch's, for a device that this build or machine has not
+    except (AssertionError, RuntimeError) as error:  # torch raises them for a device that this build or machine lacks
         parser.error(f"--device {args.device}: {one_line(error)}")
     try:
         how, _ = implementation_for(args.implementation, device.type, torch.contiguous_format)

@@ -1,7 +1,7 @@
 """python tools/bench_convert.py --images IMAGENET_SAMPLE.tar [--num_images 6000] [--rounds 3] [--work_dir DIR]
 
 Compares the converter's speed with FFCV's own DatasetWriter, on the same images with the same settings, in turn in one
-run, each in a process of its own. Also compares it with its limit: the same decoding, shrinking and encoding by
+run, each in its own process. Also compares it with its limit: the same decoding, shrinking and encoding by
 libjpeg-turbo and OpenCV alone, from memory to memory, one process per core. --images is a tar or a folder with JPEGs
 (*.JPEG) anywhere in it; they are repeated to --num_images files of one class.
 """
@@ -30,7 +30,7 @@ CASES = {
     "copy": dict(max_side=65535),
     "default": dict(max_side=500),
 }
-FFCV_SIDE = {"again": 500, "copy": 65535, "default": 500}  # FFCV shrinks longer sides only
+FFCV_SIDE = {"again": 500, "copy": 65535, "default": 500}  # FFCV can only limit the longer side
 
 
 def lay_out(images: Path, folder: Path, num_images: int) -> Path:
@@ -44,7 +44,7 @@ def lay_out(images: Path, folder: Path, num_images: int) -> Path:
 
 
 def jpegs_of(images: Path) -> list[bytes]:
-    """Return the JPEGs in a tar or a folder. Raises DataError where there are none."""
+    """Return the JPEGs in a tar or a folder. Raises DataError if there are none."""
     if not is_there(images):
         raise DataError(f"--images {images}: no such file")
     if images.is_dir():
@@ -61,7 +61,7 @@ def jpegs_of(images: Path) -> list[bytes]:
 
 
 class Pictures:
-    """The images as torchvision's ImageFolder gives them with its default loader, for DatasetWriter to index."""
+    """The images as torchvision's ImageFolder loads them by default, for DatasetWriter to index."""
 
     def __init__(self, folder: Path) -> None:
         self.paths = sorted(folder.rglob("*.JPEG"))
@@ -94,7 +94,7 @@ def by_us(case: str, source: Path, folder: Path, cores: int) -> None:
 
 
 def timed(who: str, case: str, source: Path, folder: Path, cores: int) -> tuple[float, float]:
-    """Return (images per second, share of all cores used), without imports and start; our time includes the disk's."""
+    """Return (images per second, share of all cores used), without imports and start. Our time includes the disk's."""
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, __file__, "--run", who, case, str(source), str(folder), str(cores)]
     seconds, used = map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-2:])
@@ -140,7 +140,7 @@ def _limit_pass(_number: int) -> None:
 
 
 def fidelity(ours: Path, theirs: Path) -> str:
-    """Compare our file with FFCV's, whose images PIL has decoded: pixels as PIL decodes both, and sizes in bytes."""
+    """Compare our file with FFCV's, for which PIL decoded the images: PIL's pixels of both, and sizes in bytes."""
     from PIL import Image
 
     from lbsgd.data.beton import BetonFile
@@ -161,7 +161,7 @@ def fidelity(ours: Path, theirs: Path) -> str:
 
 
 def bench(case: str, source: Path, work: Path, cores: int, rounds: int) -> None:
-    """Print the best round of each, because others on the machine can only take time, and the ratio of every round."""
+    """Print the best round of each, because other programs can only slow a round, and the ratio of every round."""
     ours, theirs = [], []
     for _ in range(rounds):
         if case in FFCV_SIDE:

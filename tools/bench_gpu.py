@@ -31,11 +31,11 @@ from lbsgd.processes.signals import STOP_SIGNALS, at_a_signal
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 480.0
-IMPORTED_ONCE = ("lbsgd.train.session", "torch._dynamo")  # by a CPU's parts; a GPU's each begin from nothing
+IMPORTED_ONCE = ("lbsgd.train.session", "torch._dynamo")  # for parts on a CPU; each part on a GPU imports them itself
 
 
 def about(device: str) -> dict[str, str]:
-    """Return what was measured on, and with what."""
+    """Return the device and the software of the measurement."""
     import torch
 
     from lbsgd.train.facts import code_of, environment
@@ -60,7 +60,7 @@ def folder_for(device: str) -> Path:
 
 
 def end_by(number: int) -> None:
-    """End this process, and on the way its parts and their folder, which a second signal does not disturb."""
+    """End this process with its parts and their folder. A second signal does not disturb that."""
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)

@@ -2,10 +2,10 @@
 
     python tools/bench_loader.py DATA [--images N] [--threads N] [--rounds N]
 
-DATA holds train.beton. All contenders crop at random, resize to 224 and flip, in batches of 64. Each is a process of
-its own, and they take turns, so that the ratios count. torchvision and DALI read the same bytes from files. DALI's CPU
-pipeline takes part if it is installed (pip install nvidia-dali-cuda120 nvidia-nvimgcodec-cu12). The bare decoder only
-decodes whole images.
+DATA holds train.beton. All contenders crop at random, resize to 224 and flip, in batches of 64. Each has its own
+process, and they take turns, so that the ratios are comparable. torchvision and DALI read the same bytes from files.
+DALI's CPU pipeline takes part if it is installed (pip install nvidia-dali-cuda120 nvidia-nvimgcodec-cu12). The bare
+decoder only decodes whole images.
 """
 
 import multiprocessing
@@ -30,7 +30,7 @@ WIDE = 160  # columns, more than the table has
 
 
 def contend(pipe, contender, arguments):
-    """Run an epoch whenever asked, and send (images, seconds, CPU seconds, peak memory in bytes)."""
+    """Run an epoch on each request, and send (images, seconds, CPU seconds, peak memory in bytes)."""
     epochs = contender(*arguments)
     next(epochs)  # compiles, starts, fills the page cache
     pipe.send("ready")
@@ -42,7 +42,7 @@ def contend(pipe, contender, arguments):
 
 
 def is_asked(pipe):
-    """Whether another round is wanted; none is if another contender has failed."""
+    """Whether another round is wanted. None is if another contender has failed."""
     try:
         return pipe.recv()
     except EOFError:
@@ -50,7 +50,7 @@ def is_asked(pipe):
 
 
 def peak_memory():
-    """Return the bytes of this process and of the largest of its children."""
+    """Return the peak bytes of this process plus those of its largest child."""
     return 1024 * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
@@ -93,7 +93,7 @@ def main():
         return error.exit_code
     console = Console()
     if not console.is_terminal:
-        console = Console(width=WIDE)  # a file has no width, and Rich's guess of 80 would break the columns into words
+        console = Console(width=WIDE)  # a file has no width, and Rich's guess of 80 would wrap the columns
     console.print(results(rounds, arguments.threads))
     return 0
 
@@ -116,7 +116,7 @@ def measured(arguments):
 
 
 def whole_batches(data, num_images):
-    """Return num_images rounded down to whole batches. Raise LbsgdError if train.beton has not as many."""
+    """Return num_images rounded down to whole batches. Raises LbsgdError if train.beton has fewer."""
     found = BetonFile.open(Path(data) / "train.beton").num_images
     if not BATCH <= num_images <= found:
         raise ConfigError(

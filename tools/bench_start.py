@@ -2,9 +2,9 @@
 
     python tools/bench_start.py data/digits_ffcv [--repeats 3]
 
-Each repeat lets DeepSpeed's launcher start recipes/resnet50.py with ds_configs/digits.json on the FFCV files that
-`make demo` makes. Only an otherwise idle machine says how long a start takes, so the load before each one stands beside
-it. CPU seconds are those of rank 0, and of the launcher, until the first forward.
+In each repeat DeepSpeed's launcher starts recipes/resnet50.py with ds_configs/digits.json on the FFCV files that
+`make demo` makes. The times mean little unless the machine is otherwise idle, so the load before each start is printed.
+CPU seconds are those of rank 0, and of the launcher, until the first forward.
 """
 
 import json
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "recipes"))
 
 
 def measured_run():
-    """Be the recipe, in a process that the launcher has started, and print when it comes to its first forward."""
+    """Run the recipe in a process that the launcher has started, and print the times of its first forward."""
     import psutil
     from resnet50 import ResNet50
 
@@ -33,7 +33,7 @@ def measured_run():
     from lbsgd.processes.launcher import launchers
 
     launcher, spawned = launchers()[-1], psutil.Process().create_time()
-    start.LONG_SECONDS = 0.0  # the line of a long start, always
+    start.LONG_SECONDS = 0.0  # always print the line of a long start
 
     class Timed(ResNet50):
         loss_called = False
@@ -54,7 +54,7 @@ def measured_run():
 
 
 def one_start(data_dir):
-    """Return the seconds of one start by name, and the line with its parts."""
+    """Return the seconds of one start by name, and the line that lists its parts."""
     from lbsgd.processes.ports import free_port
 
     launcher = [Path(sys.executable).with_name("deepspeed"), "--quiet", "--num_accelerators", 2]

@@ -1,11 +1,12 @@
-"""Measure what an update costs on a CPU: beside a bare PyTorch loop, with checkpoints, diagnostics and real images.
+"""Measure the cost of an update on a CPU: against a bare PyTorch loop, with checkpoints, diagnostics and real images.
 
     python tools/bench_step.py [--data_dir DIR] [--rounds N]
 
-ResNet-18 on 64 images of 64x64, batch norm over n = 32, fp32, one process. Both sides take turns within one run, in CPU
-time, which other work on the machine spoils least; ratios have 95 % intervals over the rounds. With --data_dir the FFCV
-loader feeds the trainer, which shows how long it waits. What happens every 50 iterations is measured once and counted
-once in 50 updates; a checkpoint is gathered, written and forced to the disk. `tools/bench_gpu.py` measures a GPU.
+ResNet-18 on 64 images of 64x64, batch norm over n = 32, fp32, one process. Both sides take turns in one run, in CPU
+time, which other work on the machine affects least; ratios have 95 % intervals over the rounds. With --data_dir the
+FFCV loader feeds the trainer, which shows how long it waits. Work that is done every 50 iterations is measured each
+time and counted once in 50 updates. A checkpoint is gathered, written and forced to the disk. `tools/bench_gpu.py`
+measures a GPU.
 """
 
 import os
@@ -17,7 +18,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")  # for both sides, also where there is a GPU
+os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")  # for both sides, even if there is a GPU
 
 import torch
 from resnet18 import ResNet18
@@ -47,7 +48,7 @@ SIZES = replace(ON_A_CPU, resolution=64, per_worker_batch=32, step_batch=IMAGES)
 
 
 def against_plain(given, rounds):
-    """Compare the trainer's own update, with everything it does beside computing, with a bare loop."""
+    """Compare the trainer's own update, with everything that it does besides computing, with a bare loop."""
     plan = plan_for(given, IMAGES, "fp32")
     steps = {"plain": plain_step(given, plan, with_batch_norm(plan, "loop")), "lbsgd": our_step(given, plan)}
     found = measured(steps, rounds)
@@ -55,7 +56,7 @@ def against_plain(given, rounds):
 
 
 def with_checkpoints(given, rounds):
-    """Tell what a checkpoint adds, all of it counted as if no core were free for its thread."""
+    """Measure what a checkpoint adds, counted as if no core were free for its thread."""
     plan = plan_for(given, IMAGES, "fp32")
     trainer = our_trainer(given, plan)
 
@@ -69,7 +70,7 @@ def with_checkpoints(given, rounds):
 
 
 def with_diagnostics(given, rounds):
-    """Tell what `diagnostics.gradient_noise` adds to updates of two passes, which are the two chunks that it needs."""
+    """Measure what `diagnostics.gradient_noise` adds to updates of two passes, the two chunks that it needs."""
     settings = {"update": (), "with noise": ("lbsgd.diagnostics.gradient_noise=1",)}  # 1, to time each measurement
     plans = {name: plan_for(given, IMAGES, "fp32", passes=2, more=more) for name, more in settings.items()}
     found = measured({name: our_step(given, plan) for name, plan in plans.items()}, rounds)
@@ -82,14 +83,14 @@ def measured(steps, rounds):
 
 
 def every_50th(name, update, more):
-    """Return the ratio of 50 updates and something once to the updates alone; seconds per round."""
+    """Return the ratio of 50 updates plus `more` once to 50 updates alone, from the seconds of each round."""
     plain = [OFTEN * seconds for seconds in update]
     whole = [seconds + extra for seconds, extra in zip(plain, more, strict=True)]
     return ratio_figure(name, whole, plain, beside=milliseconds({"update": update, "more": more}))
 
 
 def waiting(given, rounds, data):
-    """Tell which share of its time the trainer waits for the loader."""
+    """Measure the share of its time that the trainer waits for the loader."""
     plan = plan_for(given, IMAGES, "fp32", num_images=data.train.num_images)
     trainer = our_trainer(given, plan)
     loader = loader_for(data.train, plan, trainer.engine.device, torch.get_num_threads())
@@ -106,7 +107,7 @@ def main():
     flags.add_argument("--rounds", type=positive, default=30, help="timed updates of each (default: 30)")
     arguments = flags.parse_args()
     try:
-        data = open_data(arguments.data_dir) if arguments.data_dir else None  # what is wrong with it costs no minutes
+        data = open_data(arguments.data_dir) if arguments.data_dir else None  # early, so that an error costs no minutes
     except LbsgdError as error:
         print_error(error)
         return error.exit_code

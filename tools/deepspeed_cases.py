@@ -1,7 +1,7 @@
 """The cases of the rules about several keys: which of them does this version of DeepSpeed refuse?
 
-The rules of lbsgd/config/checks ask for these cases (`Document.refused`), and speak about a plain JSON only where its
-version refuses them. It refuses by an error, or by weights that do not become what they should be.
+The rules of lbsgd/config/checks ask for these cases (`Document.refused`). They report a plain JSON only if its version
+of DeepSpeed refuses the case: by an error, or by weights that do not become what they should be.
 """
 
 from __future__ import annotations
@@ -52,5 +52,5 @@ def optimizers_tested_with_zero() -> list[str]:
 
 
 def default_clipping() -> float:
-    """Return the norm at which gradients are clipped where the JSON says nothing."""
+    """Return the norm at which gradients are clipped if the JSON does not give one."""
     return float(constants.GRADIENT_CLIPPING_DEFAULT)

@@ -1,4 +1,4 @@
-"""Describe the keys that DeepSpeed reads: found by a dict that notes what is asked for; values by types or trials."""
+"""Describe the keys that DeepSpeed reads: found by a dict that notes look-ups, their values by types or trials."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SENTINEL = "a_key_that_nothing_knows"
 
 
 class Noting(dict[str, Any]):
-    """A dict that notes in `asked` which keys somebody asked for, and those of the dicts inside it."""
+    """A dict that notes in `asked` which keys are looked up in it and in the dicts inside it."""
 
     def __init__(self, content: Any, asked: set[str], path: str = ""):
         inner = {
@@ -52,7 +52,7 @@ class Noting(dict[str, Any]):
         return super().get(key, default)
 
     def keys(self) -> Any:
-        return self  # `key in config.keys()` asks as `key in config` does
+        return self  # so that `key in config.keys()` is noted like `key in config`
 
     def __copy__(self) -> Noting:
         return self
@@ -62,7 +62,7 @@ class Noting(dict[str, Any]):
 
 
 def keys() -> dict[str, Any]:
-    """Return the keys of all places: what was removed, blocks with types, and values by trials."""
+    """Return all keys: those that were removed, blocks with types, and keys whose values were tried."""
     removed = getattr(ds_config, "_REMOVED_TOP_LEVEL_CONFIG_KEYS", {})
     asked = asked_keys(removed)
     models: dict[str, Any] = {}
@@ -85,10 +85,10 @@ def keys() -> dict[str, Any]:
 
 
 def asked_keys(removed: Any) -> set[str]:
-    """Return the paths of all keys that DeepSpeed asks for, those inside blocks that it reads one by one included."""
+    """Return the paths of all keys that DeepSpeed looks up, including those in blocks that it reads key by key."""
     asked: set[str] = set()
     content: dict[str, Any] = copy.deepcopy(BASE)
-    for _ in range(3):  # the blocks found in one round are looked into in the next
+    for _ in range(3):  # each round looks into the blocks that the last one found
         deepspeed_oracle.train_noting(Noting(content, asked))
         for path in sorted(asked):
             block, _, key = path.partition(".")
@@ -98,15 +98,16 @@ def asked_keys(removed: Any) -> set[str]:
                 if key not in content[block] and takes_block(path):
                     content[block][key] = {}
     for block, mode in itertools.product({path.partition(".")[0] for path in asked if path.endswith(".mode")}, MODES):
-        deepspeed_oracle.train_noting(Noting({**BASE, block: {"mode": mode}}, asked))  # each mode reads keys of its own
+        deepspeed_oracle.train_noting(Noting({**BASE, block: {"mode": mode}}, asked))  # each mode reads different keys
     return {path for path in asked if not path.startswith("optimizer.params.") and path not in removed}
 
 
 def keys_if_enabled(blocks: set[str]) -> set[str]:
-    """Return the paths of the keys that DeepSpeed reads where a block stands alone, and enabled.
+    """Return the paths of the keys that DeepSpeed reads if a block is the only one, and enabled.
 
-    Some are read only beside another one, which gets the value 1. No value is tried: an enabled feature may want
-    another network than this one. A block that DeepSpeed does not take with enabled alone is left out: it reads more.
+    Some keys are read only next to another key, which gets the value 1. No values are tried, because an enabled
+    feature may need another network than this one. A block that DeepSpeed refuses with `enabled` alone is left out,
+    because it needs more keys.
     """
     found: set[str] = set()
     for block in sorted(blocks):
@@ -124,7 +125,7 @@ def keys_if_enabled(blocks: set[str]) -> set[str]:
 
 
 def takes_block(path: str) -> bool:
-    """Whether DeepSpeed reads a key as a block: it takes an empty one and fails on a number."""
+    """Whether DeepSpeed reads a key as a block: it accepts an empty block and refuses a number."""
     return not why_not(path, {}) and bool(why_not(path, 1))
 
 
@@ -140,7 +141,7 @@ def why_not(path: str, value: Any) -> str:
 
 
 def place(path: str) -> Any:
-    """Return the trial of a value at a path."""
+    """Return the trial of values at a path."""
 
     def trial(value: Any) -> bool:
         why = why_not(path, value)
@@ -150,7 +151,7 @@ def place(path: str) -> Any:
 
 
 def model_of(name: str) -> type[DeepSpeedConfigModel] | None:
-    """Return the pydantic model that receives a top-level block, if one does."""
+    """Return the pydantic model that a top-level block is passed to, if there is one."""
     received: list[type] = []
     original = DeepSpeedConfigModel.__init__
 
@@ -191,17 +192,17 @@ def add_model(model: type[DeepSpeedConfigModel], models: dict[str, Any]) -> str:
 
 
 def is_foreign(kind: Any) -> bool:
-    """Whether a field's type is none of JSON's, or may be one, such as torch.dtype, so that only trials know."""
+    """Whether a field's type is not a JSON type, such as torch.dtype, or may be one, so that only trials can tell."""
     return kind == "any" or (isinstance(kind, dict) and "any" in kind.get("any_of", ()))
 
 
 def field_trial(model: type[DeepSpeedConfigModel], name: str) -> Any:
-    """Return the trial of a field that has code of its own to check it."""
+    """Return the trial of a field that its model checks by code."""
 
     def trial(value: Any) -> bool:
         try:
             model(**{name: value})
-        except Exception:  # noqa: BLE001  whatever it raises is its refusal
+        except Exception:  # noqa: BLE001  any error is its refusal
             return False
         return True
 
@@ -209,7 +210,7 @@ def field_trial(model: type[DeepSpeedConfigModel], name: str) -> Any:
 
 
 def type_of(annotation: Any, models: dict[str, Any], field: FieldInfo | None = None) -> Any:
-    """Return an annotation as JSON: a name, or {"any_of"/"list"/"dict"/"enum"/"model": ...}; bounds beside it."""
+    """Return an annotation as JSON: a name, or {"any_of"/"list"/"dict"/"enum"/"model": ...}, with its bounds."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     bounds = {
         name: getattr(each, name)

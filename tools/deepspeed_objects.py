@@ -21,7 +21,7 @@ from deepspeed_probe import describe
 
 NUM_STEPS = 50
 CANDIDATES = (100, 0.1, 0.5, 1, [1, 2], "min", {})  # for required arguments
-BESIDE = {"nesterov": {"momentum": 0.9}}  # what an argument needs beside it; a rule knows the pair (D25)
+BESIDE = {"nesterov": {"momentum": 0.9}}  # other arguments that an argument needs; a rule knows this pair (D25)
 ONE_BIT = {"onebitadam": "adam.OnebitAdam", "zerooneadam": "zoadam.ZeroOneAdam", "onebitlamb": "lamb.OnebitLamb"}
 NOT_JSON = ("params", "optimizer", "deepspeed", "self", "args", "kwargs")
 
@@ -55,12 +55,12 @@ def own_schedulers() -> dict[str, Any]:
 
 
 def own_optimizers() -> dict[str, Any]:
-    """Return the optimizers that DeepSpeed builds itself, by their names in small letters."""
+    """Return the optimizers that DeepSpeed builds itself, by their lower-case names."""
     found: dict[str, Any] = {}
     for name in ds_config.DEEPSPEED_OPTIMIZERS:
         config = {"train_batch_size": 1, "optimizer": {"type": name, "params": {"lr": 1e-3}}}
         why = deepspeed_oracle.refusal(config, 2)
-        if "UnboundLocalError" in why or "ModuleNotFoundError" in why:  # it lacks the package mup, 1-bit Adam mpi4py
+        if "UnboundLocalError" in why or "ModuleNotFoundError" in why:  # the package mup, or mpi4py for 1-bit Adam
             found[name] = {
                 "needs": "another package",
                 **({"params": names_of(ONE_BIT[name])} if name in ONE_BIT else {}),
@@ -73,7 +73,7 @@ def own_optimizers() -> dict[str, Any]:
 
 
 def names_of(place: str) -> dict[str, Any]:
-    """Return the names of the arguments of a class that cannot be tried here, each with any value."""
+    """Return the argument names of a class that cannot be tried here, with any value allowed."""
     module, _, name = place.rpartition(".")
     return dict.fromkeys(
         parameters(getattr(importlib.import_module(f"deepspeed.runtime.fp16.onebit.{module}"), name)), {}
@@ -81,7 +81,7 @@ def names_of(place: str) -> dict[str, Any]:
 
 
 def own_entry(name: str, thing: type) -> dict[str, Any]:
-    """Return the arguments of an optimizer that DeepSpeed builds: of its class, and those that the engine takes out."""
+    """Return the arguments of an optimizer that DeepSpeed builds: its class's, and those that the engine removes."""
     momentum = {"cycles_momentum": True} if cycles_momentum(name) else {}
     if engine_takes(name, {"an_argument_that_nothing_knows": 1}):
         arguments = ("lr", "momentum", "weight_decay", "betas", "eps")
@@ -92,19 +92,19 @@ def own_entry(name: str, thing: type) -> dict[str, Any]:
         if each not in found["params"] and engine_takes(name, {each: False}):
             found["params"][each] = {}
     if name in ("adam", "adamw"):
-        found["params"]["adam_w_mode"] = {}  # the engine takes any value for yes or no
+        found["params"]["adam_w_mode"] = {}  # the engine takes any value as true or false
     return {**found, **momentum}
 
 
 def engine_takes(name: str, arguments: dict[str, Any]) -> bool:
-    """Whether DeepSpeed's engine builds and steps an optimizer with arguments."""
+    """Whether DeepSpeed's engine builds and steps an optimizer with these arguments."""
     params = {"lr": 1e-3, **arguments}
     why = deepspeed_oracle.refusal({"train_batch_size": 1, "optimizer": {"type": name, "params": params}}, 2)
     return not why or why.startswith("the weights")
 
 
 def cycles_momentum(name: str) -> bool:
-    """Whether schedulers that cycle the momentum work with an optimizer: it has a momentum, or betas."""
+    """Whether schedulers that cycle the momentum work with an optimizer, because it has a momentum or betas."""
     cycle = {"type": "CyclicLR", "params": {"base_lr": 0.001, "max_lr": 0.01}}
     optimizer = {"type": name, "params": {"lr": 1e-3}}
     return not deepspeed_oracle.refusal({"train_batch_size": 1, "optimizer": optimizer, "scheduler": cycle}, 2)
@@ -121,11 +121,11 @@ def parameters(thing: type) -> Mapping[str, inspect.Parameter]:
 
 
 def entry(thing: type, trial: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """Return the required arguments of a class, and which values each argument takes."""
+    """Return the required arguments of a class, and the values that each argument accepts."""
     known = parameters(thing)
     required = [name for name, each in known.items() if each.default is inspect.Parameter.empty]
     base, either = working(trial, required), []
-    if base is None:  # some optional arguments may be needed after all, one or two together
+    if base is None:  # one or two optional arguments may be needed after all
         either = [
             list(more)
             for number in (1, 2)
@@ -147,7 +147,7 @@ def entry(thing: type, trial: Callable[[dict[str, Any]], bool]) -> dict[str, Any
 def working(
     trial: Callable[[dict[str, Any]], bool], required: list[str], candidates: tuple[Any, ...] = CANDIDATES
 ) -> dict[str, Any] | None:
-    """Return values of the required arguments that work together, None if none do."""
+    """Return values of the required arguments that work together; None if there are none."""
     for values in itertools.product(candidates, repeat=len(required)):
         base = dict(zip(required, values, strict=True))
         if trial(base):
@@ -156,12 +156,12 @@ def working(
 
 
 def reason(trial: Any, required: list[str]) -> str:
-    """Return why a class works with no JSON at all."""
+    """Return why a class works with no JSON."""
     return "its required arguments cannot stand in a JSON" if required else trial.why
 
 
 def argument(trial: Callable[[dict[str, Any]], bool], base: dict[str, Any], name: str) -> Callable[[Any], bool]:
-    """Return the trial of one argument beside those that work."""
+    """Return the trial of one argument, together with others that work."""
     return lambda value: trial({**base, name: value})
 
 
@@ -169,14 +169,14 @@ def words(thing: type) -> list[str]:
     """Return the short texts in a class's source, some of which may be values of its arguments."""
     try:
         source = textwrap.dedent(inspect.getsource(thing))
-    except OSError:  # a class made by code
+    except OSError:  # a class without source
         return []
     texts = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
     return sorted({text for text in texts if isinstance(text, str) and text.isidentifier() and len(text) < 20})[:40]
 
 
 class OptimizerTrial:
-    """Whether an optimizer of torch can be built with arguments, and stepped; why says why not."""
+    """Whether an optimizer of torch can be built with arguments, and stepped. `why` has the last reason if not."""
 
     def __init__(self, thing: type):
         self.thing, self.why = thing, ""
@@ -185,7 +185,7 @@ class OptimizerTrial:
         with quiet():
             try:
                 self.run(arguments)
-            except Exception as error:  # noqa: BLE001  whatever it raises is its refusal
+            except Exception as error:  # noqa: BLE001  any error is its refusal
                 self.why = f"{type(error).__name__}: {error}"[:120]
                 return False
         return True
@@ -215,13 +215,13 @@ class SchedulerTrial(OptimizerTrial):
     def step(scheduler: Any) -> None:
         try:
             scheduler.step()
-        except TypeError:  # the engine then gives it the batch size
+        except TypeError:  # the engine then passes the batch size
             scheduler.step(1)
 
 
 @contextlib.contextmanager
 def quiet() -> Any:
-    """Print no warnings."""
+    """Silence warnings and standard output."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

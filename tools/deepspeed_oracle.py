@@ -1,10 +1,10 @@
 """Ask DeepSpeed itself whether it trains with a JSON: one process, one CPU, Linear(4, 2), 50 updates.
 
-    python tools/deepspeed_oracle.py < JSONS > VERDICTS     each a line; the verdict is "" or why DeepSpeed refuses
+    python tools/deepspeed_oracle.py < JSONS > VERDICTS     one per line; a verdict is "" or why DeepSpeed refuses
 
-The generator of the schema (tools/deepspeed_schema.py) and the differential test ask here. Another version of DeepSpeed
-answers where PYTHONPATH begins with its unpacked source: nothing is compiled, since the kernels of the fused
-optimizers, which a CPU does not have, are replaced by functions that take the same types of arguments.
+The generator of the schema (tools/deepspeed_schema.py) and the differential test use it. To ask another version of
+DeepSpeed, begin PYTHONPATH with its unpacked source. Nothing is compiled: the kernels of the fused optimizers, which a
+CPU does not have, are replaced by functions that take the same types of arguments.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from typing import Any
 
 NUM_UPDATES = 50  # the first ones may overflow fp16
 LONGEST_SECONDS = 60
-ENOUGH, MOST = 12, 1e6  # where the weights have moved by then, and no further
+ENOUGH, MOST = 12, 1e6  # training ends after ENOUGH updates if the weights have moved and are below MOST
 
 
 class Kernel:
-    """Stands for one compiled function: takes tensors and numbers, refuses other types, moves the weights."""
+    """Replaces one compiled function: takes tensors and numbers, refuses other types, and moves the weights."""
 
     def __init__(self, weights_at: int | None, numbers_from: int):
         self.weights_at, self.numbers_from = weights_at, numbers_from
@@ -45,7 +45,7 @@ class Kernel:
         lists = arguments[1] if self.weights_at is None else None
         lr = float(next(a for a in arguments[self.numbers_from :] if isinstance(a, (int, float))))
         pairs = zip(lists[0], lists[1], strict=True) if lists else [(arguments[4], arguments[0])]
-        with torch.no_grad():  # a compiled kernel knows nothing of autograd
+        with torch.no_grad():  # a compiled kernel bypasses autograd
             for gradient, weight in pairs:
                 weight.sub_(gradient.to(weight.dtype).sign(), alpha=lr)
         return torch.tensor(1.0)
@@ -61,7 +61,7 @@ def start() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1")
-    os.environ.update(CROSS_RANK="0", CROSS_SIZE="1")  # of hosts, as DeepSpeed's launcher says them
+    os.environ.update(CROSS_RANK="0", CROSS_SIZE="1")  # of hosts, as DeepSpeed's launcher sets them
     os.environ["MASTER_PORT"] = str(port)
     import deepspeed
     import torch
@@ -84,7 +84,7 @@ def start() -> None:
         if hasattr(module, "multi_tensor_applier"):
             module.multi_tensor_applier = lambda function, overflow, lists, *rest: function(overflow, lists, *rest)
     deepspeed.ops.op_builder.builder.OpBuilder.jit_load = refuse_to_compile
-    gc.collect = lambda *_: 0  # memory_breakdown calls it in every pass, and a heap as large as torch's takes a second
+    gc.collect = lambda *_: 0  # memory_breakdown calls it in every pass, and it takes a second on a heap like torch's
     sys.path[0] = os.path.abspath(sys.path[0])
     os.chdir(tempfile.mkdtemp())  # the autotuner and the monitors write files
     deepspeed.init_distributed()
@@ -96,7 +96,7 @@ def refuse_to_compile(builder: Any, verbose: bool = True) -> None:
 
 
 def on_one_process(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON with its three batch sizes, where all are given, reduced to those of one process."""
+    """Return a JSON for one process: train_batch_size is reduced if all three batch sizes are given."""
     config = copy.deepcopy(config)
     micro, passes = config.get("train_micro_batch_size_per_gpu"), config.get("gradient_accumulation_steps")
     if type(config.get("train_batch_size")) is type(micro) is type(passes) is int:
@@ -105,7 +105,7 @@ def on_one_process(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def refusal(config: dict[str, Any], updates: int = NUM_UPDATES) -> str:
-    """Return why DeepSpeed does not train with a JSON, "" where it does: finite weights that moved."""
+    """Return why DeepSpeed does not train with a JSON; "" if it does, with finite weights that moved."""
     noise = io.StringIO()
     with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -122,12 +122,12 @@ def refusal(config: dict[str, Any], updates: int = NUM_UPDATES) -> str:
 
 
 def give_up(*_: Any) -> None:
-    """End a JSON that DeepSpeed neither refuses nor trains."""
+    """Stop a JSON that DeepSpeed neither refuses nor trains."""
     raise TimeoutError(f"does not train within {LONGEST_SECONDS} seconds")
 
 
 def train(config: dict[str, Any], updates: int = NUM_UPDATES) -> str:
-    """Train Linear(4, 2) and return what is wrong with its weights; a refusal is an exception."""
+    """Train Linear(4, 2) and return what is wrong with its weights. A refusal is raised as an exception."""
     import deepspeed
     import torch
 
@@ -149,7 +149,7 @@ def train(config: dict[str, Any], updates: int = NUM_UPDATES) -> str:
 
 
 def after_updates(engine: Any, model: Any, updates: int) -> str:
-    """Make the updates, of a loss whose gradients stay as they are, and look at the weights."""
+    """Make the updates, with a loss whose gradients are constant, and return what is wrong with the weights."""
     import torch
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -197,7 +197,7 @@ def basic_optimizer(config: dict[str, Any]) -> Any:
 
 
 def train_noting(config: dict[str, Any]) -> None:
-    """Train two updates with a dict that notes what is asked for."""
+    """Train two updates with a dict that notes which keys are looked up."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
         train(config, 2)
 
@@ -210,7 +210,7 @@ def dtype_of(engine: Any) -> Any:
 
 
 def main() -> None:
-    """Answer each line of standard input with a line."""
+    """Answer each line of standard input with one line."""
     questions = os.fdopen(os.dup(0))  # DeepSpeed's autotuner calls exit(), which closes standard input
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # DeepSpeed prints
@@ -218,7 +218,7 @@ def main() -> None:
     for line in questions:
         print(json.dumps(refusal(json.loads(line))), file=answers, flush=True)
     answers.flush()
-    os._exit(0)  # DeepSpeed's threads need no end
+    os._exit(0)  # does not wait for DeepSpeed's threads
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Find by trials which JSON values a piece of code takes: a ladder of values, and bisection between neighbours.
 
-A description of accepted values, as it stands in the schema: {} for anything, else a list where JSON has a list of
-values or of intervals [least, most] (null: no end), else true or false. A list has items at each place; the last
-stands for all that follow.
+A description of accepted values in the schema is {} if anything is accepted. Otherwise each JSON type has a list of
+values, a list of intervals [least, most] (null: no end), or true or false. For a list, `items` describes each position;
+the last description holds for all further positions.
 
     {"null": false, "bool": [true, false], "int": [[1, null]], "float": [], "text": {"any": false, "but": ["best"]},
      "list": {"lengths": [2], "items": [{...}, {...}]}, "block": false}
@@ -16,15 +16,15 @@ from typing import Any
 
 Trial = Callable[[Any], bool]
 
-ODD = (None, {}, [], [1], "x", "", True, -1000, 0, 1, -0.5, 0.0)  # what takes all of these takes anything
+ODD = (None, {}, [], [1], "x", "", True, -1000, 0, 1, -0.5, 0.0)  # code that takes all of these takes anything
 INTS = (-1000, -2, -1, 0, 1, 2, 1000)
 FLOATS = (-1000.0, -1.0, -0.5, 0.0, 1e-3, 0.5, 1.0, 1.5, 1e3)
 TEXTS = ("", "x", "1", "0.5", "1e-3", "-1", "true", "None")
-STEPS = 24  # of bisection: a boundary that is no number of people is known to a millionth
+STEPS = 24  # of bisection, which finds a boundary that is no round number to a millionth
 
 
 def describe(accepts: Trial, words: Iterable[str] = (), with_lists: bool = True) -> dict[str, Any]:
-    """Return which JSON values a trial accepts, {} for any; words are texts that may have a meaning there."""
+    """Return which JSON values a trial accepts, {} for any. words: texts that may have a meaning there."""
     if all(accepts(value) for value in ODD):
         return {}
     found: dict[str, Any] = {
@@ -41,7 +41,7 @@ def describe(accepts: Trial, words: Iterable[str] = (), with_lists: bool = True)
 
 
 def intervals(accepts: Trial, ladder: tuple[Any, ...], whole: bool) -> list[list[Any]]:
-    """Return the accepted intervals of numbers; the ladder's ends stand for all numbers beyond them."""
+    """Return the accepted intervals of numbers. The ladder's ends stand for all numbers beyond them."""
     verdicts = [accepts(value) for value in ladder]
     found: list[list[Any]] = []
     for at, (value, good) in enumerate(zip(ladder, verdicts, strict=True)):
@@ -54,7 +54,7 @@ def intervals(accepts: Trial, ladder: tuple[Any, ...], whole: bool) -> list[list
 
 
 def boundary(accepts: Trial, bad: Any, good: Any, whole: bool) -> Any:
-    """Return the accepted number next to the refused ones between a bad number and a good one."""
+    """Return the last accepted number before the refused ones, between a good number and a bad one."""
     if whole:
         while abs(good - bad) > 1:
             middle = (good + bad) // 2
@@ -71,14 +71,14 @@ def boundary(accepts: Trial, bad: Any, good: Any, whole: bool) -> Any:
 
 
 def texts(accepts: Trial, words: Iterable[str]) -> dict[str, Any]:
-    """Return whether any text is accepted, and the words that are the exception."""
+    """Return whether any text is accepted, and the words that are exceptions."""
     tried = sorted({*TEXTS, *words, *(word.upper() for word in words if accepts(word))})
     any_text = accepts("a text that nothing expects")
     return {"any": any_text, "but": [word for word in tried if accepts(word) != any_text]}
 
 
 def lists(accepts: Trial) -> Any:
-    """Return whether lists are accepted: of which lengths, and of which items, at each place or at all of them."""
+    """Return which lists are accepted: their lengths, and the items at each place; False if none are."""
     for inner in (0.5, 1, 5, "x"):
         lengths = [length for length in range(5) if accepts([inner] * length)]
         if lengths and lengths != [0]:
@@ -94,5 +94,5 @@ def lists(accepts: Trial) -> Any:
 
 
 def at_place(accepts: Trial, values: list[Any], place: int) -> Trial:
-    """Return the trial of one item of a list, beside others that are accepted."""
+    """Return the trial of one item of a list whose other items are accepted."""
     return lambda value: accepts([*values[:place], value, *values[place + 1 :]])

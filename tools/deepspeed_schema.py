@@ -1,11 +1,11 @@
-"""Write what DeepSpeed accepts, as DeepSpeed itself says it, for `lbsgd check` to read without DeepSpeed.
+"""Write what DeepSpeed accepts, by asking DeepSpeed itself, so that `lbsgd check` can read it without DeepSpeed.
 
-    python tools/deepspeed_schema.py                    of the installed DeepSpeed
-    python tools/deepspeed_schema.py --source FOLDER    of the unpacked source of another version (nothing is compiled)
-    python tools/deepspeed_schema.py --torch            of torch's optimizers and schedulers
+    python tools/deepspeed_schema.py                    the installed DeepSpeed
+    python tools/deepspeed_schema.py --source FOLDER    the unpacked source of another version (nothing is compiled)
+    python tools/deepspeed_schema.py --torch            torch's optimizers and schedulers
 
-It reads pydantic's models and the signatures of optimizers and schedulers, and tries values where acceptance is code:
-getters, asserts, ranges in constructors. The files, lbsgd/config/accepted/*.json, ship with lbsgd.
+It reads pydantic's models and the signatures of optimizers and schedulers. It tries values if code decides what is
+accepted: getters, asserts, ranges in constructors. The files, lbsgd/config/accepted/*.json, ship with lbsgd.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--source", metavar="FOLDER", help="the unpacked source of another version of DeepSpeed")
     parser.add_argument("--torch", action="store_true", help="write torch's part only, which all versions share")
     given = parser.parse_args()
-    if given.source and not Path(given.source, "deepspeed/__init__.py").is_file():  # the installed one would answer
+    if given.source and not Path(given.source, "deepspeed/__init__.py").is_file():  # or the installed one would answer
         parser.error(f"--source {given.source}: no unpacked source of DeepSpeed, which has deepspeed/__init__.py")
     if given.source and os.environ.get("PYTHONPATH", "").split(":")[0] != given.source:
         os.environ["PYTHONPATH"] = f"{given.source}:{os.environ.get('PYTHONPATH', '')}"
@@ -36,7 +36,7 @@ def main() -> None:
     import deepspeed_oracle
 
     deepspeed_oracle.start()
-    deepspeed_oracle.refusal({"train_batch_size": 1})  # the first one imports much
+    deepspeed_oracle.refusal({"train_batch_size": 1})  # the first call imports much
     deepspeed_oracle.LONGEST_SECONDS = 20
     import deepspeed
     import deepspeed_cases
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def write(path: Path, found: dict[str, Any]) -> None:
-    """Write a part of the schema: a line for each entry of the second level, so that a difference can be read."""
+    """Write a part of the schema, one line for each entry of the second level, so that a diff is readable."""
     lines = []
     for name, value in found.items():
         if isinstance(value, dict) and value:

@@ -1,9 +1,9 @@
-"""The main job on real data in minutes: handwritten digits -> JPEG files -> FFCV files -> ResNet-50 -> curves.
+"""The whole pipeline on real data in minutes: handwritten digits -> JPEG files -> FFCV files -> ResNet-50 -> curves.
 
     python tools/demo.py [--seed N] [--work_dir DIR] [FLAGS OF THE RECIPE]        (make demo)
 
-Print and run each command. After an interruption the same command goes on where it was; `make clean` starts it over.
-Any other flag goes to the recipe, such as --epochs 2.
+It prints and runs each command. After an interruption the same command goes on; `make clean` deletes what it made. Any
+other flag goes to the recipe, such as --epochs 2.
 """
 
 import os
@@ -30,7 +30,7 @@ NUM_WORKERS, PER_WORKER_BATCH = 4, 32  # k and n of ds_configs/digits.json
 
 
 def num_processes() -> int:
-    """With GPUs the largest number of them that divides k; 2 on a CPU."""
+    """Return the largest number of GPUs that divides k; 2 on a CPU."""
     gpus = torch.cuda.device_count()
     return max(size for size in range(1, gpus + 1) if NUM_WORKERS % size == 0) if gpus else 2
 
@@ -40,7 +40,7 @@ def run_name(seed: int) -> str:
 
 
 def launcher() -> str:
-    """Return the `deepspeed` beside this Python, else the first on PATH, where `pip install --target` puts it."""
+    """Return the `deepspeed` next to this Python, else the first on PATH, where `pip install --target` puts it."""
     beside = str(Path(sys.executable).parent)
     return shutil.which("deepspeed", path=os.pathsep.join((beside, os.environ.get("PATH", "")))) or "deepspeed"
 
@@ -78,8 +78,8 @@ def commands(seed: int, work_dir: Path, recipe_flags: Sequence[str] = ()) -> lis
 
 
 def run(command: Sequence[str]) -> int:
-    """Run a command and return its exit code. Told to stop, it waits until the command has saved: 75."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    """Run a command and return its exit code. After a stop signal, wait until the command has saved, and return 75."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as for Ctrl-C
     child = subprocess.Popen(command, preexec_fn=ignore_ctrl_c)
     code, stopped = None, False
     while code is None:
@@ -92,12 +92,12 @@ def run(command: Sequence[str]) -> int:
 
 
 def ignore_ctrl_c() -> None:
-    """DeepSpeed's launcher would end at once, with a traceback, while the processes of the run still save."""
+    """Ignore Ctrl-C: DeepSpeed's launcher would end at once, with a traceback, while the run's processes still save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def stop(process: psutil.Process) -> None:
-    """Send SIGTERM to a command; in place of `deepspeed`, which passes none on, to what it has started."""
+    """Send SIGTERM to a command. If it is `deepspeed`, which does not pass it on, send it to its children instead."""
     try:
         passed_over = is_launcher(command_line(process))
         for each in process.children() if passed_over else [process]:
@@ -120,7 +120,7 @@ def main() -> int:
     work_dir = arguments.work_dir.resolve() if arguments.work_dir else Path()
     os.chdir(ROOT)
     if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed's launcher would find that by itself, with a warning
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without it DeepSpeed's launcher warns
     for command in commands(arguments.seed, work_dir, recipe_flags):
         print(f"$ {shlex.join(command)}", flush=True)
         code = run(command)

@@ -1,7 +1,7 @@
 """python tools/draw_detections.py RUN --data_dir data/scenes [--output FILE] [--num_images 12] [--on_error skip]
 
-Draws what a detector finds on the first validation images: the known objects of each above, below the detections with a
-score of at least 0.5, their boxes, masks, classes and scores.
+Draws what a detector finds on the first validation images. Above are the known objects of each image, below the
+detections with a score of at least 0.5, with their boxes, masks, classes and scores.
 """
 
 import sys
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def trained_as(run: Path):
-    """Return a run's task and plan. Raises DataError for a run of something else, or one that has not ended."""
+    """Return a run's task and plan. Raises DataError if the run trained no detector, or has not ended."""
     from mask_rcnn import MaskRCNN
     from mask_rcnn_digits import SmallMaskRCNN
 
@@ -64,7 +64,7 @@ def trained_as(run: Path):
 
 
 def detector_of(run: Path, task, plan: Plan, split):
-    """Return the network of a run with its weights, for evaluation. Raises DataError for one of other categories."""
+    """Return a run's network with its weights, for evaluation. Raises DataError if its categories are others."""
     here = split.class_names
     if other := other_class(header_in(run).get("classes") or here, here, first_label=1):
         raise DataError(f"{other}: give --data_dir of the data that the run had")
@@ -110,7 +110,7 @@ def show(axes, pixels: torch.Tensor, objects, title: str) -> None:
         colour = COLOURS[number % len(COLOURS)]
         left, top, right, bottom = box.tolist()
         axes.add_patch(rectangle(left, top, right - left, bottom - top, colour))
-        if min(mask.shape) > 1:  # else no line has room
+        if min(mask.shape) > 1:  # a contour needs two pixels each way
             axes.contour(mask.float(), levels=[0.5], colors=colour, linewidths=0.8)
         axes.text(left, top - 1, words, color=colour, fontsize="x-small", parse_math=False)  # a name may hold dollars
 

@@ -1,7 +1,7 @@
 """The contenders of tools/bench_loader.py: each opens the data and yields the number of images of each epoch.
 
-All read the first num_images of the file, in an order of their own. All but the bare decoder crop at random, resize to
-RESOLUTION and flip, in batches of BATCH. Whoever normalises gives what a training run takes: float32 in LAYOUT.
+All read the first num_images of the file, each in its own order. All except the bare decoder crop at random, resize to
+RESOLUTION and flip, in batches of BATCH. Those that normalise give what training takes: float32 in LAYOUT.
 """
 
 import itertools
@@ -18,7 +18,7 @@ RESOLUTION, BATCH = 224, 64
 
 
 def counted(batches):
-    """Return the number of images of an epoch. Raise ValueError for images that a run would have to convert."""
+    """Return the number of images of an epoch. Raises ValueError for images that a run would have to convert."""
     found = 0
     for images, _ in batches:
         if images.dtype != torch.float32 or not images.is_contiguous(memory_format=LAYOUT):
@@ -58,7 +58,7 @@ def lbsgd_images(data, threads, num_images):
 
 
 def stock_loader(data, threads, num_images, *normalise):
-    """FFCV as in its documentation; its images are in channels_last."""
+    """FFCV as in its documentation. Its images are in channels_last."""
     from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, ToTensor, ToTorchImage
@@ -122,7 +122,7 @@ def torchvision_images(data, threads, num_images):
 
 
 def dali_images(data, threads, num_images):
-    """NVIDIA DALI's CPU pipeline, which decodes only the crop as well."""
+    """NVIDIA DALI's CPU pipeline, which also decodes only the crop."""
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.pytorch import DALIClassificationIterator
 

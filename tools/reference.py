@@ -1,6 +1,6 @@
 """python tools/reference.py [docs/api]
 
-Make the API reference from the docstrings, as HTML pages by pdoc. A warning ends it. Start at docs/api/index.html.
+Make the API reference from the docstrings, as HTML pages by pdoc. A warning stops it. Start at docs/api/index.html.
 """
 
 import importlib
@@ -20,8 +20,8 @@ from lbsgd.commands.flag_types import OneLineParser, path
 
 
 def main(folder: Path) -> None:
-    warnings.simplefilter("error", UserWarning)  # the kind that pdoc gives
-    for name in lbsgd.__all__:  # they load when first used, and pdoc does not use them
+    warnings.simplefilter("error", UserWarning)  # pdoc's kind of warning
+    for name in lbsgd.__all__:  # they load when first used, which pdoc does not do
         setattr(lbsgd, name, getattr(lbsgd, name))
     names = [module.name for module in pkgutil.walk_packages(lbsgd.__path__, "lbsgd.") if "._" not in module.name]
     for module in map(importlib.import_module, names):
@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
 
 
 def resolve_named_tuples(module: ModuleType) -> None:
-    """Replace names of types in a named tuple's constructor by the types; pdoc would look them up in another module."""
+    """Replace type names in a named tuple's constructor by the types. pdoc would look them up in another module."""
     for thing in vars(module).values():
         if isinstance(thing, type) and hasattr(thing, "_field_defaults") and thing.__module__ == module.__name__:
             thing.__new__.__annotations__ = typing.get_type_hints(thing)

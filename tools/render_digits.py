@@ -1,7 +1,7 @@
 """python tools/render_digits.py [--output_dir data/digits] [--num_val 360]
 
-Renders the handwritten digits that come with scikit-learn, 1,797 grey images of 8x8 pixels, as a tree of JPEGs in
-ImageNet's shape: train/<0..9>/*.JPEG with 1,437 images and val/<0..9>/*.JPEG with 360. Real data, without a download.
+Renders the handwritten digits that come with scikit-learn, 1,797 grey images of 8x8 pixels, as a tree of JPEGs like
+ImageNet's: train/<0..9>/*.JPEG with 1,437 images and val/<0..9>/*.JPEG with 360. This is real data without a download.
 `lbsgd reproduce ... digits` uses 1,536 and 261, so that global batches up to 24 x 32 leave no image of an epoch out.
 """
 
@@ -18,14 +18,14 @@ from lbsgd.errors import ConfigError, LbsgdError
 from lbsgd.processes.ending import end_with_error
 
 SIDE = 40  # pixels of a JPEG
-MARGIN = 4  # black pixels around the digit: a centre crop of 7/8 of the side cuts off 2.5 and keeps the whole digit
+MARGIN = 4  # black pixels around the digit: a centre crop of 7/8 of the side cuts off only 2.5
 NUM_IMAGES, NUM_VAL = 1797, 360
 
 
 def render(output_dir: Path, num_val: int = NUM_VAL) -> None:
-    """Write the tree with num_val validation images.
+    """Write the tree with num_val validation images, whole or not at all. A complete tree is left as it is.
 
-    It appears complete or not at all, and a complete one is left as it is.
+    Raises ConfigError if the folder holds something else or cannot be written.
     """
     if is_there(output_dir):
         found = {split: len(list(output_dir.glob(f"{split}/*/*.JPEG"))) for split in ("train", "val")}
@@ -33,10 +33,10 @@ def render(output_dir: Path, num_val: int = NUM_VAL) -> None:
             wrong = f"{output_dir} exists and is not the complete tree of digits"
             raise ConfigError(f"{wrong}; remove it or name another --output_dir")
         return
-    from sklearn.datasets import load_digits  # takes a second; a complete tree does not wait for it
+    from sklearn.datasets import load_digits  # late: it takes a second, and a complete tree does not need it
 
     digits = load_digits()
-    # At equal distances among the images sorted by class: the same share of each class, no random numbers involved.
+    # At equal distances among the images sorted by class: this takes the same share of each class, without randomness.
     by_class, validation = np.argsort(digits.target, kind="stable"), validation_positions(num_val)
     with appearing(output_dir) as partial:
         for position, index in enumerate(by_class):
@@ -48,7 +48,7 @@ def render(output_dir: Path, num_val: int = NUM_VAL) -> None:
 
 @contextlib.contextmanager
 def appearing(output_dir: Path) -> Iterator[Path]:
-    """Give a folder to fill, which gets its name when it is complete. Raises ConfigError where it cannot be written."""
+    """Yield a folder to fill, which gets its name once it is complete. Raises ConfigError if it cannot be written."""
     partial = output_dir.with_name(output_dir.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -61,7 +61,7 @@ def appearing(output_dir: Path) -> Iterator[Path]:
 
 
 def validation_positions(num_val: int) -> set[int]:
-    """Return num_val positions at equal distances, the first among them: every fifth of the images for 360."""
+    """Return num_val positions at equal distances, including the first: every fifth image for 360."""
     return {number * (NUM_IMAGES - 2) // max(1, num_val - 1) for number in range(num_val)}
 
 

@@ -1,9 +1,9 @@
 """python tools/render_scenes.py [--output_dir data/scenes] [--num_train 1024] [--num_val 200]
 
-Renders scenes of scikit-learn's handwritten digits as a data set in COCO's format, for detectors on small machines: 2
-to 5 digits of 20 to 56 pixels on a noisy ground, over each other, with exact masks of what is seen of each. Half of the
-scenes are wide, half tall. Training scenes show the digits that `tools/render_digits.py --num_val 261` trains on,
-validation scenes its validation digits, so that a classifier trained on those has seen none of the test.
+Renders scenes of scikit-learn's handwritten digits as a data set in COCO's format, for detectors on small machines. A
+scene has 2 to 5 overlapping digits of 20 to 56 pixels on a noisy ground, with exact masks of their visible parts. Half
+of the scenes are wide, half tall. Training scenes show the training digits of `tools/render_digits.py --num_val 261`,
+validation scenes its validation digits, so that a classifier trained on the former has seen none of the latter.
 """
 
 import json
@@ -22,12 +22,12 @@ NUM_VAL_DIGITS = 261  # of lbsgd/experiments/data_sets/digits.py
 SMALLEST, LARGEST = 20, 56  # pixels of a digit's side
 FEWEST, MOST = 2, 5  # digits of a scene
 INK = 96  # of 255; pixels this bright belong to a digit
-SEEN = 0.5  # of a digit's ink that later digits leave, at least
+SEEN = 0.5  # minimum share of a digit's ink that later digits leave visible
 TRIES = 20
 
 
 def render(output_dir: Path, num_train: int, num_val: int) -> None:
-    """Write the data set; it appears complete or not at all, and a complete one of this size is left as it is."""
+    """Write the data set, whole or not at all. A complete one of this size is left as it is."""
     if is_there(output_dir):
         found = {split: len(list(output_dir.glob(f"{split}/*.png"))) for split in ("train", "val")}
         if found != {"train": num_train, "val": num_val}:
@@ -76,9 +76,9 @@ def write_split(folder: Path, split: str, number: int, digits, pool: list[int]) 
 
 
 def draw(random: np.random.Generator, height: int, width: int, digits, pool: list[int]):
-    """Return a scene, uint8 (height, width), and for each digit its label and the mask of what is seen of it."""
+    """Return a scene, uint8 (height, width), and for each digit its label and the mask of its visible part."""
     canvas = random.normal(24, 8, (height, width))
-    seen: list[tuple[int, np.ndarray, int]] = []  # label, what is seen of the digit, all its ink
+    seen: list[tuple[int, np.ndarray, int]] = []  # label, visible part of the digit, number of all its ink pixels
     for _ in range(random.integers(FEWEST, MOST + 1)):
         for _ in range(TRIES):
             index = int(random.choice(pool))
@@ -93,7 +93,7 @@ def draw(random: np.random.Generator, height: int, width: int, digits, pool: lis
 
 
 def placed(digit: np.ndarray, random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return an 8x8 digit enlarged and put somewhere on an empty scene, values 0 ... 255."""
+    """Return an 8x8 digit enlarged and put at a random place of an empty scene, values 0 ... 255."""
     from PIL import Image
 
     side = int(random.integers(SMALLEST, LARGEST + 1))

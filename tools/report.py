@@ -1,7 +1,7 @@
 """python tools/report.py RUN [RUN ...] [--output_dir DIR]
 
-Lay runs over each other: tables on the screen, and files in --output_dir. RUN is a run's folder or its log.jsonl.
-The same as `lbsgd report`.
+Compare runs: tables on the screen, and files in --output_dir. RUN is a run's folder or its log.jsonl. The same as
+`lbsgd report`.
 """
 
 import sys

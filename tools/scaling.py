@@ -18,7 +18,7 @@ from lbsgd.units import markdown_table
 
 PAGE = Path(__file__).parent.parent / "docs/scaling.md"
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-IMAGES = 32  # of a GPU in an iteration: one worker of the paper
+IMAGES = 32  # per GPU and iteration: one worker of the paper
 BUCKET = 6_000_000  # elements, as in ds_configs
 BYTES_PER_WEIGHT = {"p100-2017": 4, "dgx-a100": 2, "dgx-h100": 2}  # the paper computed in float32
 BEGIN, END = "<!-- tools/scaling.py -->", "<!-- end -->"
@@ -30,7 +30,7 @@ def reduction(name: str) -> Reduction:
 
 
 def limit(name: str, gpus: int, it: Prediction) -> str:
-    """Tell what an iteration waits for when all is hidden that can be."""
+    """Return what an iteration waits for if everything that can be hidden is hidden."""
     if it.gradient_seconds == 0:
         return "nothing: one server"
     where, traffic = PRESETS[name], reduction(name)
@@ -68,7 +68,7 @@ def tables() -> str:
 
 
 def page(text: str) -> str:
-    """Return the page with the tables of now."""
+    """Return the page with the current tables."""
     before, _, rest = text.partition(BEGIN)
     return before + BEGIN + "\n\n" + tables() + "\n" + END + rest.partition(END)[2]
 

@@ -3,8 +3,8 @@
 #
 #   PYTHON=python3.11 CUDA=12 tools/setup.sh
 #
-# CUDA is that of torch's build: 13 by default, or what .venv has. 12 also serves drivers before 580, and V100.
-# Each step is one line with the time it took. What apt, pip and the compiler say goes into .venv/setup.log.
+# CUDA is the version of torch's build: 13 by default, or the one that .venv has. 12 also supports V100, and drivers
+# before 580. Each step prints one line with its time. The output of apt, pip and the compiler goes into .venv/setup.log.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -28,14 +28,14 @@ case $cuda in
   12 | 13) ;;
   *) echo "setup: CUDA=$cuda is no build of torch that was tried; give 12 or 13" >&2; exit 2 ;;
 esac
-# NVIDIA's packages for CUDA 12 and 13 have files of the same names, which pip would mix.
+# NVIDIA's packages for CUDA 12 and 13 have files with the same names, which pip would mix.
 [ "${there:-$cuda}" = "$cuda" ] || rm -rf .venv
 mkdir -p .venv
 rm -f .venv/.complete
 : > "$log"
 cp constraints.txt .venv/constraints.txt
 if [ "$cuda" = 12 ]; then
-  # The last torch with CUDA 12 at PyPI, which itself asks for the exact versions of NVIDIA's packages and triton.
+  # The last torch with CUDA 12 on PyPI, which itself requires exact versions of NVIDIA's packages and triton.
   sed -i -E '/^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==/d' .venv/constraints.txt
   printf '%s\n' torch==2.10.0 torchvision==0.25.0 >> .venv/constraints.txt
 fi
@@ -49,7 +49,7 @@ step() {  # step WHAT COMMAND...: run a command silently, and show the end of th
   "$@" >> "$log" 2>&1 || code=$?
   [ "$code" = 0 ] && { echo "$((SECONDS - began)) s"; return; }
   echo "failed after $((SECONDS - began)) s"
-  said=$(tac "$log" | sed '/^== /q' | tac | grep -v '^WARNING:')  # this step's lines alone
+  said=$(tac "$log" | sed '/^== /q' | tac | grep -v '^WARNING:')  # only this step's lines
   if [[ $said == *"No space left on device"* ]]; then
     echo "setup: the disk is full: $PWD/.venv takes 6 GB, and ${TMPDIR:-/tmp} up to 3 GB meanwhile. Free some, and run" \
       "this again" >&2
@@ -71,7 +71,7 @@ have "$python" || needed+=(python3)
 [ -e /usr/include/opencv4/opencv2/imgproc.hpp ] || needed+=(libopencv-imgproc-dev)
 [ -e /usr/include/turbojpeg.h ] || needed+=(libturbojpeg0-dev)
 [ -e /usr/include/jpeglib.h ] || needed+=(libjpeg-dev)
-# FFCV imports opencv-python, which is linked to these two.
+# FFCV imports opencv-python, which links these two.
 library libGL.so.1 || needed+=(libgl1)
 library libgthread-2.0.so.0 || needed+=(libglib2.0-0)
 can 'import ensurepip, venv' || needed+=(python3-venv)
@@ -86,12 +86,12 @@ if [ ${#needed[@]} -gt 0 ]; then
   fi
   step "list of system packages" "${root[@]}" apt-get update
   step "system packages: ${needed[*]}" "${root[@]}" apt-get install -y --no-install-recommends "${needed[@]}"
-  require_python    # the system's own may have come just now
+  require_python    # it may have been installed just now
 fi
 
 # --- Python packages -------------------------------------------------------------------------------------------------
-# FFCV asks pkg-config for OpenCV and links every library named there, though it calls only core and imgproc, and its
-# umbrella header wants the headers of every module. Our own description of those two spares hundreds of packages.
+# FFCV asks pkg-config for OpenCV and links every library listed there, though it calls only core and imgproc. Its
+# umbrella header needs the headers of every module. Our own description of those two saves hundreds of packages.
 install_ffcv() {
   local opencv=$1
   mkdir -p "$opencv/include/opencv2"
