@@ -1,4 +1,4 @@
-"""Runs for the tests of aggregation: a small network on noise, and hosts that processes of this machine play."""
+"""Runs for the tests of aggregation: a small network on noise, and hosts simulated by processes of this machine."""
 
 import copy
 
@@ -19,7 +19,7 @@ OURS = {"hierarchy": "auto", "between": "auto"}
 
 
 def config(world_size, passes=1, stage=0, bucket=SMALL_BUCKETS, overlap=True, precision="fp32", block=None):
-    """The oracle's recipe for so many passes of N images; block: `lbsgd.aggregation`, None for DeepSpeed's own."""
+    """The oracle's recipe for `passes` passes of N images. block: `lbsgd.aggregation`, None for DeepSpeed's own."""
     values = copy.deepcopy(recipe(stage))
     values["train_batch_size"] = global_batch = world_size * passes * N
     values["lbsgd"]["num_images"] = 2 * global_batch
@@ -41,7 +41,7 @@ def noise(iteration, number):
 
 
 def one_iteration(engine, plan, backward=lambda engine, loss: engine.backward(loss)):
-    """All passes of the iteration that the engine stands at."""
+    """All passes of the engine's current iteration."""
     iteration = engine.global_steps
     for number in range(plan.accumulation_steps):
         images, labels = noise(iteration, number)
@@ -50,7 +50,7 @@ def one_iteration(engine, plan, backward=lambda engine, loss: engine.backward(lo
 
 
 def run(values, iterations=4, model=None, **loop):
-    """An engine after so many iterations on noise."""
+    """An engine after some iterations on noise."""
     engine, plan = lbsgd.initialize(model or network(), values)
     while engine.global_steps < iterations:
         one_iteration(engine, plan, **loop)
@@ -58,7 +58,7 @@ def run(values, iterations=4, model=None, **loop):
 
 
 def parameters(engine):
-    """The whole weights, float32 masters under ZeRO; without running statistics, which stay on each process."""
+    """All weights, float32 masters under ZeRO; without running statistics, which each process keeps for itself."""
     weights = gather_state(engine).weights
     return {name: weights[name] for name, _ in engine.module.named_parameters()}
 
@@ -68,11 +68,11 @@ def same_bits(one, other):
 
 
 def play_hosts(*sizes):
-    """From here on, this process is on one of so many hosts, which take the ranks in blocks."""
+    """Simulate hosts of these numbers of processes, which take the ranks in blocks."""
     hosts = [f"host{number}" for number, size in enumerate(sizes) for _ in range(size)]
     placement.host_name = lambda: hosts[dist.get_rank()]
 
 
 def play_cyclic_hosts(number):
-    """Ranks go round the hosts, as with Slurm's --distribution=cyclic."""
+    """Simulate hosts that take the ranks in turn, as with Slurm's --distribution=cyclic."""
     placement.host_name = lambda: f"host{dist.get_rank() % number}"

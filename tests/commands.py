@@ -1,4 +1,4 @@
-"""The literal commands, as processes of their own or forked from one that has imported what takes seven seconds."""
+"""Run the literal commands, as new processes or forked from one that has done the imports, which take seven seconds."""
 
 import os
 import runpy
@@ -47,7 +47,7 @@ def recipe(*arguments, **environment):
 
 
 def script(path, *arguments, **environment):
-    """Do what `python path arguments` does in the repository's folder, in a process that need not import much."""
+    """Do what `python path arguments` does in the repository's folder, in a process with most imports already done."""
     arguments = [str(path), *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [f"{folder}/out", f"{folder}/err"]

@@ -5,8 +5,8 @@ import signal
 import sys
 from pathlib import Path
 
-# Set before torch is imported: tests run on the CPU even where there is a GPU (`make test-gpu` says otherwise). They
-# have one thread each, because small tensors and two processes on two cores lose more than they gain by more threads.
+# Set before torch is imported. Tests run on the CPU even if there is a GPU (`make test-gpu` says otherwise). Each
+# process has one thread, because small tensors and two processes on two cores lose more by threads than they gain.
 if "LBSGD_TEST_ON_GPU" not in os.environ:
     os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,19 +16,19 @@ import pytest
 from hypothesis import settings
 from tool_modules import load_tool
 
-LAST_LINES = 40  # of a failure that are told at once; all of them come at the end
+LAST_LINES = 40  # of a failure that are printed at once; the whole report comes at the end
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))  # tests train with the recipes' own tasks
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, nohup a hangup, and all that they start would,
-# too. A handler of our own does not reach what they start; this one lets the tests themselves outlast a hangup.
+# A shell that starts the tests in the background makes them ignore Ctrl-C, and nohup a hangup. All that they start
+# would inherit that. A Python handler is not inherited; this one lets the tests themselves survive a hangup.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
 class FailuresAtOnce:
-    """Tells each failure when it comes, too: a suite that hangs later, or is killed, has then said why."""
+    """Prints each failure as it happens, so that a suite that hangs later, or is killed, has told it."""
 
     def __init__(self, terminal):
         self.terminal = terminal
@@ -40,7 +40,7 @@ class FailuresAtOnce:
             self.terminal.write_line("\n".join(report.longreprtext.splitlines()[-LAST_LINES:]))
 
 
-@pytest.hookimpl(trylast=True)  # the terminal's reporter comes before
+@pytest.hookimpl(trylast=True)  # after the terminal's reporter
 def pytest_configure(config):
     if not hasattr(config, "workerinput"):  # the process that prints
         config.pluginmanager.register(FailuresAtOnce(config.pluginmanager.get_plugin("terminalreporter")))
@@ -77,7 +77,7 @@ def digits_data(digits_tree):
 
 @pytest.fixture(autouse=True)
 def numba_s_types_stay_as_they_are():
-    """FFCV's own Loader changes one, and a later test may then hang (stock_ffcv.py)."""
+    """FFCV's own Loader changes one of Numba's types, after which a later test may hang (stock_ffcv.py)."""
     shared = numba.uint8[::1]
     yield
     assert shared.mutable, "this test has changed a type of Numba's: it needs a process of its own"

@@ -21,7 +21,7 @@ SETTINGS = dict(max_side=500, quality=90, num_processes=2, overwrite=False)
 
 
 def picture(height, width, phase=0.0):
-    """Return a smooth picture, which JPEG keeps well: (height, width, 3)."""
+    """Return a smooth picture, which JPEG preserves well: (height, width, 3)."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin(phase + x / width * a + y / height * b) for a, b in ((3, 1), (-2, 4), (1, -5))]
     return np.uint8(127.5 + 127.5 * np.stack(waves, axis=-1))
@@ -50,7 +50,7 @@ def make_tree(folder):
 
 
 def damage(tree):
-    """Cut one image of the tree, replace another by text, and add one so that each class keeps an image."""
+    """Cut off one image of the tree, replace another by text, and add one so that each class keeps an image."""
     content = (tree / "train/ant/1.JPEG").read_bytes()
     (tree / "train/ant/1.JPEG").write_bytes(content[: len(content) // 2])
     (tree / "val/bee/1.JPEG").write_text("no image")
@@ -83,12 +83,12 @@ def run_tool(folder, *flags, **environment):
 
 
 def blob(number):
-    """Return bytes that only a writer takes for an image, of sizes that do not fit pages well."""
+    """Return bytes that only the writer takes for an image, with sizes that do not fit pages well."""
     return bytes([number]) * (1_300_000 + 100_000 * number)
 
 
 def append_images(path, contents, *, start=0, stop=None, kinds=None, commit_each=1, finish=True):
-    """Append images one at a time and commit every so many of them."""
+    """Append images one at a time, with a commit after every `commit_each` images."""
     writer = BetonWriter(path, len(contents), PAGE)
     assert writer.done == start
     for number in range(start, len(contents) if stop is None else stop):

@@ -1,11 +1,11 @@
-"""Real processes of a run, which a test kills, stops and starts again.
+"""Real processes of a run that a test can kill, stop and start again.
 
     with Command(config, folder, "--checkpoint_every", 7) as run:
         run.wait_for_iteration(12)
         run.send(signal.SIGKILL, 0, 1)
         assert run.exit_codes() == [-9, -9]
 
-Each is forked from a server that has imported PyTorch and DeepSpeed and done nothing else, which saves seven seconds.
+Each is forked from a server that has only imported PyTorch and DeepSpeed, which saves seven seconds.
 """
 
 import json
@@ -24,14 +24,14 @@ import pytest
 from lbsgd.config.json_file import read_json
 from lbsgd.processes.ports import free_port
 
-pytest.register_assert_rewrite("crash_runs")  # so that its failures show what differs
+pytest.register_assert_rewrite("crash_runs")  # so that its failures show the differences
 
 TESTS = Path(__file__).parent
 RECIPE, SMALL = str(TESTS / "crash_recipe.py"), str(TESTS / "cluster/small.py")
-PATIENCE_SECONDS = 120  # enough for whatever surely comes, also on a busy machine
+PATIENCE_SECONDS = 120  # enough even on a busy machine
 
 forking = multiprocessing.get_context("forkserver")
-# All that a run imports, also what torch and lbsgd import late. No thread runs after these.
+# All that a run imports, including what torch and lbsgd import late. None of these starts a thread.
 forking.set_forkserver_preload(
     ["lbsgd.train.session", "torch._dynamo", "torch.distributed.fsdp", "matplotlib.figure", "pytest"]
 )
@@ -73,15 +73,15 @@ def _run(output, environment, function, arguments):
 
 
 def lines_that_end(text):
-    """Return those lines of a console that say why a run has ended."""
+    """Return the console lines that say why a run has ended."""
     return [line for line in text.splitlines() if line.startswith(("error: ", "stopped: ", "ended: "))]
 
 
 class Command:
-    """The processes of one command, with --fake_data, as a launcher would start them; on leaving, none is left.
+    """The processes of one command with --fake_data, started as by a launcher. On leaving, all are ended.
 
-    fault: called in each process before the recipe, to break something; RANK tells it where it is.
-    ranks: those that are started, by default all. environment: more variables.
+    fault: called in each process before the recipe, to break something; it can read RANK.
+    ranks: the ranks to start, by default all. environment: more variables.
     draws: whether a run that ends well draws its curves, which takes a third of a short run's time.
     """
 
@@ -139,7 +139,7 @@ class Command:
         return [rank for rank, process in self.processes.items() if process.is_alive()]
 
     def wait_until(self, true, what):
-        """Wait until true(); fail where all processes end before."""
+        """Wait until true(). Fail if all processes end first."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not true():
             assert self.alive() or true(), f"ended before {what}:\n{self.console}"
@@ -150,7 +150,7 @@ class Command:
         self.wait_until(lambda: text in self.printed(rank), text)
 
     def wait_for_iteration(self, number):
-        """Wait until so many iterations are done, and printed."""
+        """Wait until `number` iterations are done, and printed."""
         self.wait_until(lambda: self.iterations() >= number, f"iteration {number}")
 
     def iterations(self):
@@ -161,7 +161,7 @@ class Command:
             os.kill(self.processes[rank].pid, number)
 
     def exit_codes(self, within=PATIENCE_SECONDS):
-        """Return the exit codes in rank order, negative for a signal; fail where a process runs on after that."""
+        """Return the exit codes in rank order, negative for a signal. Fail if a process still runs after that time."""
         deadline = time.monotonic() + within
         for rank, process in self.processes.items():
             process.join(max(0, deadline - time.monotonic()))
@@ -169,7 +169,7 @@ class Command:
         return [process.exitcode for process in self.processes.values()]
 
     def finish(self):
-        """Wait for the run's end, which must be a good one."""
+        """Wait for the run's end, which must be a success."""
         assert set(self.exit_codes()) == {0}, self.console
         return self
 
@@ -186,6 +186,6 @@ def _recipe(script, arguments, fault, draws):
 
 
 def completed(*arguments, **options):
-    """Run a command to its end; what it printed is still there afterwards."""
+    """Run a command to its end. Its output can still be read afterwards."""
     with Command(*arguments, **options) as run:
         return run.finish()

@@ -1,4 +1,4 @@
-"""Faults that tests bring into a run's processes. All that these tests know of the trainer's inside is in this file."""
+"""Faults that tests inject into a run's processes. Only this file depends on the internals of the trainer."""
 
 import os
 import time
@@ -10,12 +10,12 @@ from lbsgd.train.trainer import Trainer
 
 
 def agree_every(seconds):
-    """Let the processes tell each other so often what they were told."""
+    """Let the processes exchange stop requests this often."""
     lbsgd.train.agreement.AGREE_SECONDS = seconds
 
 
 def before_each_pass(act):
-    """Call act(trainer) before the trainer takes the images of a pass."""
+    """Call act(trainer) before the trainer takes the images of each pass."""
     update = Trainer.update
 
     def act_and_take(trainer, batches):
@@ -30,7 +30,7 @@ def before_each_pass(act):
 
 
 def after_each_agreement(act):
-    """Call act(trainer) when the processes have just told each other what they were told."""
+    """Call act(trainer) each time the processes have exchanged stop requests."""
     after_pass = Trainer.after_pass
 
     def agree_and_act(trainer, *arguments):
@@ -42,7 +42,7 @@ def after_each_agreement(act):
 
 
 def after_each_report(act):
-    """Call act(trainer, iteration) when an iteration has been reported."""
+    """Call act(trainer, iteration) after each iteration's report."""
     report = Trainer.report_iteration
 
     def report_and_act(trainer, iteration):
@@ -53,7 +53,7 @@ def after_each_report(act):
 
 
 def hang_timeout_once_it_trains(seconds):
-    """Set the guard's timeout when training has begun; to begin may take long on a busy machine."""
+    """Set the guard's timeout only once training has begun, because the start may take long on a busy machine."""
     before_each_pass(lambda trainer: setattr(trainer.guard, "hang_timeout", seconds))
 
 
@@ -63,7 +63,7 @@ def is_rank(rank):
 
 
 class Lingers:
-    """From this iteration on each pass takes a second, so that no run ends before a test has done its part to it."""
+    """Slows each pass down to a second from this iteration on, so that no run ends before a test has acted on it."""
 
     def __init__(self, iteration, usual_seconds=0.0):
         self.iteration, self.usual_seconds = iteration, usual_seconds
@@ -73,7 +73,7 @@ class Lingers:
 
 
 def slow_iterations():
-    """Let a run last until it is stopped, and its processes agree every few passes."""
+    """Let a run last until it is stopped, with its processes agreeing every few passes."""
     agree_every(0.1)
     Lingers(60, usual_seconds=0.025)()
 
@@ -90,7 +90,7 @@ def evaluation_never_ends():
 
 
 def rank_0_writes_for_ever():
-    """Let rank 0 not get over the record of the first epoch, while the others begin the next one."""
+    """Let rank 0 hang while it writes the record of the first epoch, while the others begin the next one."""
     report = Reporter.report
 
     def never(reporter, kind, record):

@@ -23,7 +23,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def whole(small, tmp_path_factory):
-    """Run a command to which nothing happens."""
+    """Run a command without any fault."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     completed(small, folder, *EVERY)
     return folder

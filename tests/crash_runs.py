@@ -36,14 +36,14 @@ def assert_same_run(folder, whole):
     (tensors, state), (expected, expected_state) = newest(folder), newest(whole)
     for kind in ("weights", "momentum"):
         assert_same_bits(tensors[kind], expected[kind])
-    assert_same_bits(tensors["random"], expected["random"], ["torch.0", "torch.1"])  # nobody seeds NumPy's and Python's
+    assert_same_bits(tensors["random"], expected["random"], ["torch.0", "torch.1"])  # NumPy's and Python's are unseeded
     for key in ("counters", "identity", "epoch_totals", "num_threads"):
         assert state[key] == expected_state[key]
     assert_same_log(folder, whole)
 
 
 def assert_same_log(folder, whole, statistics=True):
-    """Compare logs: each iteration and epoch stands there once, with all numbers of the other run but times."""
+    """Compare logs: each iteration and epoch is there once, with all numbers of the other run except times."""
     keys = {
         "iterations": ("iteration", "epoch", "lr", "train_loss"),
         "epochs": ("epoch", "iteration", "train_loss", "train_top1_error_pct")
@@ -57,7 +57,7 @@ def assert_same_log(folder, whole, statistics=True):
 
 
 def assert_same_parameters(folder, whole):
-    """Compare all but batch norm's statistics, whose last bits move with each save, as a save averages them."""
+    """Compare all except batch norm's statistics, whose last bits change with each save, because it averages them."""
     parameters = newest(whole)[0]["momentum"].keys()
     assert len(parameters) > 10
     assert_same_bits(weights(folder), weights(whole), parameters)

@@ -1,7 +1,7 @@
 """DeepSpeed JSONs, right and wrong, for the comparison of `lbsgd check` with DeepSpeed.
 
-Written by hand after the documentation of DeepSpeed and torch, and mutated as people err; nothing here comes from the
-schema that the check reads, whose blind spots they would share.
+Written by hand from the documentation of DeepSpeed and torch, and mutated as people make mistakes. Nothing comes from
+the schema that the check reads, because the JSONs would then share its blind spots.
 """
 
 import copy
@@ -139,7 +139,7 @@ MASTERS = {"enabled": True, "bf16_master_weights_and_grads": True}
 ONE_BETA = {**BASE, "optimizer": {"type": "Lion", "params": {"lr": 0.001, "betas": [0.9]}}}
 RPROP = {**BASE, "optimizer": {"type": "Rprop", "params": {"lr": 0.0}}}
 PREDIVIDED = {**BASE, **ALLOW, "gradient_predivide_factor": "2.0"}
-REPORTED = (  # single mistakes and harmless habits, as people report them
+REPORTED = (  # single mistakes and harmless habits that people have reported
     {**ADAM, "communication_data_type": "int4"},
     {**ADAM, "communication_data_type": "FP32"},
     {**ADAM, "zero_optimization": {"stage": 2, "reduce_bucket_size": "5e8"}},
@@ -240,7 +240,7 @@ REPORTED = (  # single mistakes and harmless habits, as people report them
     {**ADAM, "data_efficiency": {"data_routing": {"random_ltd": {"enabled": True}}}},
     ONE_BETA,
     {**ONE_BETA, "scheduler": {"type": "OneCycle", "params": SCHEDULERS["OneCycle"]}},
-    {**ADAM, "autotuning": {"enabled": [False]}},  # DeepSpeed takes it for true, tunes and exits
+    {**ADAM, "autotuning": {"enabled": [False]}},  # DeepSpeed takes it as true, tunes and exits
     {**ADAM, "tensor_parallel": {"dtype": "bf16"}},
     {**ADAM, "expert_parallel": {"enabled": False, "top_k": 2}},
     {**ADAM, "zero_optimization": {"stage": 1}, "fp16": {"enabled": True, "initial_scale_power": 64}},
@@ -276,7 +276,7 @@ NUMBERS = (-1, 0, 1, 2, 3, 5, 7, 100, -1.0, 0.0, 0.5, 0.9, 1.0, 1.5, 2.0, 2.5, 1
 
 
 def json_of(random_numbers):
-    """Return a JSON that somebody might write: base, optimizer, scheduler and blocks, with at most three mistakes."""
+    """Return a plausible JSON: base, optimizer, scheduler and blocks, with at most three mistakes."""
     draw = random_numbers
     config = copy.deepcopy(BASE)
     if draw.random() < 0.75:
@@ -367,7 +367,7 @@ def another_type(config, draw):
 
 
 def an_argument(config, draw):
-    """Give the optimizer an argument of another one."""
+    """Give the optimizer an argument that another one has."""
     optimizer = config.get("optimizer")
     if isinstance(optimizer, dict) and isinstance(optimizer.get("params"), dict):
         other = OPTIMIZERS[draw.choice(list(OPTIMIZERS))]
@@ -389,7 +389,7 @@ MISTAKES = (
 
 
 def jsons(number, seed):
-    """Return so many JSONs."""
+    """Return `number` JSONs."""
     draw = random.Random(seed)
     return [json_of(draw) for _ in range(number)]
 
@@ -398,7 +398,7 @@ MONITORS = ("tensorboard", "wandb", "csv_monitor", "comet")
 
 
 def unanswerable(config):
-    """Return why one process on one CPU cannot say whether DeepSpeed trains with a JSON; None where it can."""
+    """Return why one process on one CPU cannot tell whether DeepSpeed trains with a JSON; None if it can."""
     zero = block(config, "zero_optimization")
     params = block(block(config, "optimizer"), "params")
     kind = str(block(config, "optimizer").get("type")).lower()
@@ -442,11 +442,11 @@ def unanswerable(config):
     return None
 
 
-TOO_FAST = 3.4e38 ** (1 / 49)  # a factor that no float32 survives for 50 updates
+TOO_FAST = 3.4e38 ** (1 / 49)  # a factor at which float32 overflows within 50 updates
 
 
 def growths(config):
-    """Return by what a JSON multiplies its learning rate and its sum of gradients in every update."""
+    """Return the factors by which a JSON multiplies its learning rate and its sum of gradients in every update."""
     params, scheduler = block(block(config, "optimizer"), "params"), block(config, "scheduler")
     gamma = block(scheduler, "params").get("gamma") if scheduler.get("type") == "ExponentialLR" else None
     return [factor for factor in (params.get("momentum"), gamma) if isinstance(factor, (int, float))]

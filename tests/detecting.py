@@ -1,4 +1,4 @@
-"""A detector of a hundred thousandth of a COCO run's cost, and images with objects for it."""
+"""A detector that costs a hundred thousandth of a COCO run, and images with objects for it."""
 
 import torch
 

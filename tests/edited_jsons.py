@@ -23,7 +23,7 @@ def edited(name="8k", **changes):
 
 
 WRONG = [
-    # what stands in the JSON                                         the code, the key, and words that must be there
+    # changes of the JSON                                             the code, the key, and words of the finding
     (dict(optimizer__params__lr=0.1), "R01", "optimizer.params.lr", ["is 0.1", "makes it 3.2"]),
     (dict(scheduler__params__warmup_num_steps=1000), "R01", "scheduler.params.warmup_num_steps", ["1000", "780"]),
     (dict(scheduler__params__warmup_min_lr=0.0), "R01", "scheduler.params.warmup_min_lr", ["is 0.0", "0.1"]),

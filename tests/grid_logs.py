@@ -1,4 +1,4 @@
-"""Run logs in the shape of a grid, made up quickly: errors of each row and seed as a test says."""
+"""Quickly made run logs in the shape of a grid, with errors of each row and seed chosen by the test."""
 
 from lbsgd.experiments.catalogue import DATA_SETS
 from lbsgd.experiments.checkout import ROOT
@@ -10,9 +10,9 @@ DIGITS = DATA_SETS["digits"]
 
 
 def write_log(runs, row, seed, errors, train=None, code="one code", planned=None, model="resnet18"):
-    """A run of a row of digits with these validation errors, one an epoch; `train` are its training errors.
+    """A run of a row of digits with these validation errors, one per epoch. `train` are its training errors.
 
-    planned: its epochs, more than there are errors for a run that is not finished
+    planned: its epochs, if more than there are errors, for an unfinished run
     """
     plan = plan_of(Job(row, seed), DIGITS, ROOT)
     environment = {
@@ -35,7 +35,7 @@ def write_log(runs, row, seed, errors, train=None, code="one code", planned=None
 
 
 def write_rows(runs, rows, errors, epochs=6):
-    """Runs of several rows: errors[row's name] has an error per seed, which all its epochs have."""
+    """Runs of several rows. errors[row's name] has one error per seed, the same in all epochs."""
     for row in rows:
         for seed, error in enumerate(errors[row.name]):
             write_log(runs, row, seed, [error] * epochs)

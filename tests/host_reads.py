@@ -1,12 +1,12 @@
-"""Counts what would make the host wait for a GPU, on a CPU: numbers of tensors read, and tensors made of numbers.
+"""Counts, on a CPU, what would make the host wait for a GPU: reads of tensors' numbers, and tensors made from numbers.
 
     with HostReads() as reads:
         trainer.update(batches)
     reads.by("lbsgd"), reads.by("deepspeed")
 
-A read waits until the GPU has done all its work. So does a copy of the host's own memory, unless it is pinned: filling
-a tensor on the device does not. Operators are seen below autograd, and Python's calls above it, because on a CPU a
-tensor's `cpu()` or `tolist()` is no operator. Copies by `to` are not seen; the tests for a GPU see them.
+A read waits until the GPU has done all its work. So does a copy of the host's own memory, unless it is pinned;
+filling a tensor on the device does not. Operators are seen below autograd, and Python's calls above it, because on
+a CPU a tensor's `cpu()` or `tolist()` is no operator. Copies by `to` are not seen; the tests for a GPU see them.
 """
 
 import sys
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
-# Their results' sizes, or values, are the host's to know.
+# The host must know the sizes, or values, of their results.
 OPERATORS = {
     aten._local_scalar_dense.default,
     aten.nonzero.default,
@@ -62,7 +62,7 @@ class HostReads(TorchDispatchMode):
 
 
 class Calls(TorchFunctionMode):
-    """Python's calls that are no operator on a CPU."""
+    """Python calls that are no operator on a CPU."""
 
     def __init__(self, reads):
         super().__init__()
@@ -71,7 +71,7 @@ class Calls(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(function, "__name__", "")
-        # Without a device the new tensor is the host's own. Where `to` goes, a CPU cannot tell: it is all there is.
+        # Without a device the new tensor is the host's own. Calls of `to` do not count: here every device is the CPU.
         if name in READS or (function in COPIES and kwargs.get("device") is not None):
             self.reads.count(name)
         return function(*args, **kwargs)

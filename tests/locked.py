@@ -1,4 +1,4 @@
-"""Folders that a user may not look into, also where the tests run as root."""
+"""Folders that a user may not look into, even if the tests run as root."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import os
 
 @contextlib.contextmanager
 def as_nobody(folder):
-    """For as long as this stands, root has no more rights than others, and the folder is theirs."""
+    """Within this context, root has no more rights than other users, and the folder belongs to them."""
     me = os.geteuid()
     if me == 0:
         os.chown(folder, 65534, -1)

@@ -1,4 +1,4 @@
-"""Files of very many tiny images, and what opening one costs a process that has nothing else to do."""
+"""Files with very many tiny images, and the cost of opening one in an otherwise empty process."""
 
 import json
 import os
@@ -26,7 +26,7 @@ IMAGE_BYTES = 3 * SIDE * SIDE
 
 
 def write_many(path, num_images):
-    """Write a file as the converter does, of raw images of 8 x 8 pixels with labels 0 ... 9, in little memory."""
+    """Write a file as the converter does, with raw images of 8 x 8 pixels and labels 0 ... 9, using little memory."""
     fields, record = np.zeros(2, FIELD), metadata_record([IMAGE_FIELD, INT_FIELD])
     fields["type_id"], fields["name"] = (IMAGE_FIELD, INT_FIELD), ("image", "label")
     images_at = HEADER.itemsize + fields.nbytes + num_images * record.itemsize
@@ -90,9 +90,9 @@ sys.stdin.readline()
 def costs(path, scratch, processes=1):
     """Return the cost of the first batch (micro batch 32) for each of some processes that start together.
 
-    wall and cpu: seconds to open, to build the loader, to get the batch. anonymous, peak, pss: kilobytes; anonymous is
-    what came to a process since its imports and no other can share. Pages of the file, 64 kB around each image that was
-    read, count as private too while one process alone maps them. Files that a host shares go into the folder `scratch`.
+    wall and cpu: seconds to open the file, build the loader and get the batch. anonymous, peak, pss: kilobytes.
+    anonymous is memory that a process got after its imports and cannot share. If only one process maps pages of the
+    file, 64 kB around each image that was read, they also count as private. Files shared by the host go into `scratch`.
     """
     environment = {**os.environ, "TMPDIR": str(scratch), "PYTHONPATH": str(Path(__file__).parent.parent)}
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)

@@ -1,8 +1,8 @@
-"""Thousands of simulated processes at one store: each is a thread with a connection of its own.
+"""Thousands of simulated processes at one store. Each is a thread with its own connection.
 
     python tests/many_peers.py 2048 [PROCESSES]
 
-prints a JSON with what the slow test of test_many_peers.py measures. Rank 0, which serves the store, is alone in its
+prints a JSON with the figures of the slow test of test_many_peers.py. Rank 0, which serves the store, has its own
 process, so that this process's load is rank 0's.
 """
 
@@ -32,13 +32,13 @@ def sleep_until(moment):
 
 
 def simulate(world_size, ranks, victim, rounds, begins=0.0):
-    """Return what each of some ranks of a world sees, all of them threads of this process.
+    """Return what some ranks of a world see. They are all threads of this process.
 
-    They meet at `begins`. Once all have given signs of life for some rounds, one falls silent, and all others look for
-    the cause at once, as after a collective call that fails everywhere.
+    They meet at `begins`. After some rounds of signs of life one falls silent. Then all others look for the cause at
+    once, as after a collective call that fails everywhere.
 
-    met: seconds since the begin. rounds: seconds that each round of signs of life took; they follow each other by
-    BEAT_SECONDS. died: when the one fell silent. told: seconds after that.
+    met: seconds since the begin. rounds: seconds that each round of signs of life took; rounds are BEAT_SECONDS apart.
+    died: when the one fell silent. told: seconds until the others knew.
     """
     seen = {rank: {"rank": rank, "rounds": []} for rank in ranks}
     arguments = world_size, victim, rounds, begins
@@ -74,7 +74,7 @@ def live(seen, world_size, victim, rounds, begins):
 
 
 def agreed_moment(peers):
-    """Wait until all are ready; return a moment that comes when all know it."""
+    """Wait until all are ready. Return a moment far enough ahead that all know it in time."""
     peers.store.add("ready", 1)
     if peers.rank == 0:
         wait_for(peers, "ready", peers.world_size)
@@ -102,7 +102,7 @@ def follow(peers, ended, rounds):
 
 
 def measure(world_size, num_processes, rounds=6):
-    """Simulate a world in some processes beside rank 0's, and return the figures."""
+    """Simulate a world in some processes in addition to rank 0's, and return the figures."""
     plan = world_size, world_size // 2, rounds
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     cuts = [1 + (world_size - 1) * part // num_processes for part in range(num_processes + 1)]
@@ -114,7 +114,7 @@ def measure(world_size, num_processes, rounds=6):
         for first, end in parts
     ]
     for process in started:
-        process.stdout.readline()  # it has imported what it needs
+        process.stdout.readline()  # it has finished its imports
     begins = time.monotonic() + 1
     for process in started:
         print(begins, file=process.stdin, flush=True)
@@ -159,7 +159,7 @@ def part(world_size, victim, rounds, first, end):
     if first == 0:
         threading.Thread(target=watch, args=(load,), daemon=True).start()
     seen = simulate(world_size, range(first, end), victim, rounds, begins)
-    time.sleep(0.2)  # for the last load
+    time.sleep(0.2)  # for the last measurement of the load
     print(json.dumps({"seen": seen, "load": load}))
 
 

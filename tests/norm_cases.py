@@ -3,7 +3,7 @@
     TRITON_INTERPRET=1 python tests/norm_cases.py      in NumPy, on the CPU
     python tests/norm_cases.py cuda                    on a GPU
 
-A process of its own, because Triton decides on import whether it interprets.
+This is a separate process, because Triton decides on import whether it interprets.
 """
 
 import copy
@@ -21,7 +21,7 @@ from lbsgd.algorithm.fused_norm import normalise_fused
 from lbsgd.algorithm.norm_kernels import INTERPRETED
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-# name: shape (N, C, ...), n, dtype, layout, what follows; tiles of 64 values, so that programs take several steps
+# name: shape (N, C, ...), n, dtype, layout, what follows. Tiles have 64 values, so that programs take several steps.
 CASES = {
     "plain NCHW fp32": ((6, 3, 5, 5), 3, "fp32", "nchw", ""),
     "plain NHWC fp32, 8 workers": ((16, 5, 3, 3), 2, "fp32", "nhwc", ""),
@@ -43,10 +43,10 @@ LARGE = {"large NHWC fp16": ((4, 130, 40, 41), 2, "fp16", "nhwc", "residual")}  
 
 
 def expected(x, residual, weight, bias, n, passed, grad_y):
-    """By the definition, in float64: y, the gradients, means and unbiased variances.
+    """Compute in float64 by the definition: y, the gradients, means and unbiased variances.
 
-    passed: where the ReLU that was tested let pass, if there was one. Rounding moves a value that is nearly 0 over it,
-    so gradients follow that; y does not.
+    passed: where the ReLU under test let values pass, if there was one. Rounding can move a value near 0 across it, so
+    the gradients follow `passed`; y does not need it.
     """
     leaves = [t.detach().double().requires_grad_() for t in (x, residual, weight, bias) if t is not None]
     given = iter(leaves)
@@ -83,7 +83,7 @@ def tensors_of(shape, dtype, layout, follows, device):
     affine = [
         None if f"no {name}" in follows or "not affine" in follows else t for name, t in zip("γβ", affine, strict=True)
     ]
-    if "odd" in follows:  # as parts of larger tensors
+    if "odd" in follows:  # parts of larger tensors
         x, residual = (torch.cat([t, t])[1:][: len(t)].copy_(t) for t in (x, residual))
     if "holes" in follows:  # every other value of a larger tensor
         x, residual, *affine = (torch.stack([t, -t], -1)[..., 0] for t in (x, residual, *affine))
@@ -94,7 +94,7 @@ def tensors_of(shape, dtype, layout, follows, device):
 
 
 def errors_of(shape, n, dtype, layout, follows, device):
-    """Return the error of each result, relative to the largest value, and whether each worker's bits are its own."""
+    """Return each result's error relative to the largest value, and whether a worker's bits are its own."""
     x, residual, weight, bias, grad_y = tensors_of(shape, dtype, layout, follows, device)
     relu = "re" in follows
     leaves = [t for t in (x, residual, weight, bias) if t is not None]
@@ -127,7 +127,7 @@ def one_worker_alone(case, device):
 
 
 def fused_block(kind, device):
-    """Hold a fused block against the same one in float64: the largest error, and whether it was fused."""
+    """Compare a fused block with the same one in float64. Return the largest error, and whether the block was fused."""
     torch.manual_seed(0)
     planes = 1 if kind is Bottleneck else 3
     shortcut = nn.Sequential(nn.Conv2d(3, planes * kind.expansion, 1), nn.BatchNorm2d(planes * kind.expansion))
@@ -155,7 +155,7 @@ def lets_nan_pass(device):
 
 
 def repair_the_interpreter():
-    """NumPy 2.4 makes no int of an array with one element, as Triton 3.6 asks; and do what is slow only once."""
+    """Work around NumPy 2.4, which refuses int() of an array with one element, as Triton 3.6 needs; cache slow work."""
     from triton.runtime import interpreter
 
     patch, call = interpreter._patch_lang_tensor, interpreter.InterpretedFunction.__call__
@@ -186,7 +186,7 @@ def main(device):
     alone = one_worker_alone(CASES[eight], device)
     same = all(torch.equal(a, b) for a, b in zip(alone, results[eight]["first"], strict=True))
     norm_tiling.TILES.update(tiles)
-    norm_tiling.PROGRAMS = norm_tiling.VALUE_PROGRAMS = programs // 128  # as many as an interpreter can bear
+    norm_tiling.PROGRAMS = norm_tiling.VALUE_PROGRAMS = programs // 128  # few, because the interpreter is slow
     fused_norm.launches.cache_clear()
     results |= {name: errors_of(*case, device) for name, case in LARGE.items()}
     for result in results.values():

@@ -1,9 +1,9 @@
-"""One rank of a job of any size, run for real: torch's fake process group takes its collective calls, and does nothing.
+"""One rank of a job of any size, run for real: torch's fake process group takes its collective calls and does nothing.
 
     python tests/one_rank.py RANK WORLD_SIZE
 
 trains some updates of ds_configs/8k_fp32.json, 32 images per update and rank, with 32 x 32 pixels, and prints a JSON of
-what this process took: CPU seconds of imports, engine and data, the median update, private memory.
+the cost of this process: CPU seconds of imports, engine and data, the median update, private memory.
 """
 
 import json
@@ -20,7 +20,7 @@ NUM_IMAGES, SERVER, WARM_UP, UPDATES = 1_281_167, 8, 2, 7
 
 
 def cost(rank, world_size):
-    """Return what a rank takes, in a process of its own."""
+    """Return the cost of a rank, measured in a new process."""
     command = [sys.executable, __file__, str(rank), str(world_size)]
     return json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
 
@@ -59,10 +59,10 @@ def main(rank, world_size):
 
     marks.append(time.process_time())
     before = megabytes()
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as start_processes does; else compiled for minutes
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as in start_processes; or it compiles for minutes
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     servers = tuple(tuple(range(first, first + SERVER)) for first in range(0, world_size, SERVER))
-    Placement.gather = classmethod(lambda cls: cls(servers))  # nobody answers who is where
+    Placement.gather = classmethod(lambda cls: cls(servers))  # no other process answers
     phases.timeout_of = lambda device: timedelta(minutes=10)  # the fake group has none
     task, overrides = ResNet50(), Overrides(global_batch=32 * world_size, micro_batch=32, resolution=32)
     plan = lbsgd.Plan.read(ROOT / "ds_configs/8k_fp32.json", world_size, NUM_IMAGES, overrides)

@@ -1,8 +1,8 @@
 """The paper's algorithm in plain float64 PyTorch, one worker after another: the reference for runs through DeepSpeed.
 
-k workers normalise n images each, by themselves, and keep running statistics of their own (Sec. 2.3). The loss is
+k workers normalise n images each, separately, and keep separate running statistics (Sec. 2.3). The loss is
 normalised by kn (Remark 3). Momentum has form (9), or form (10) with or without its correction (Remark 2). γ and β do
-not decay (Sec. 5.1). Nothing here knows lbsgd or DeepSpeed.
+not decay (Sec. 5.1). Nothing here uses lbsgd or DeepSpeed.
 """
 
 import torch
@@ -16,7 +16,7 @@ BOUND = 1e-5  # correct fp32 runs stay within 6e-7; the mistakes in test_pitfall
 
 
 def learning_rate(t):
-    """Rise in equal steps from 0.05 to 0.05 · kn/n = 0.4 over 10 iterations; a tenth of it from the 15th on.
+    """Rise in equal steps from 0.05 to 0.05 · kn/n = 0.4 over 10 iterations; a tenth of that from the 15th on.
 
     Sec. 2.1, 2.2 and 5.1.
     """
@@ -53,7 +53,7 @@ def network(seed=0, **options):
 def global_batch(t):
     """Return the kn images and labels of iteration t, those of worker w from w·n to (w+1)·n.
 
-    The colours tell the label, so that there is something to learn.
+    The colours depend on the label, so that there is something to learn.
     """
     generator = torch.Generator().manual_seed(t)
     colours = torch.randn(5, 3, 1, 1, generator=torch.Generator().manual_seed(0))
@@ -64,7 +64,7 @@ def global_batch(t):
 def train(model, iterations=ITERATIONS, k=K, form=9, correction=True, dtype=torch.float64):
     """Return weights and momentum by name after some iterations.
 
-    The weights include running statistics, the mean of the workers' own.
+    The weights include running statistics, averaged over the workers.
     """
     weights = {name: w.detach().to(dtype) for name, w in model.named_parameters()}
     statistics = [{name: buffer.to(dtype, copy=True) for name, buffer in model.named_buffers()} for _ in range(k)]
@@ -82,7 +82,7 @@ def train(model, iterations=ITERATIONS, k=K, form=9, correction=True, dtype=torc
 
 
 def gradient(model, weights, statistics, images, labels):
-    """Return ∇ Σ loss/kn over one worker's images (Remark 3); they move this worker's running statistics."""
+    """Return ∇ Σ loss/kn over one worker's images (Remark 3). This updates the worker's running statistics."""
     weights = {name: w.detach().requires_grad_() for name, w in weights.items()}
     device, dtype = next(iter(weights.values())).device, next(iter(weights.values())).dtype
     logits = functional_call(model.train(), (weights, statistics), images.to(device, dtype))
@@ -91,7 +91,7 @@ def gradient(model, weights, statistics, images, labels):
 
 
 def update(w, u, g, t, form, correction):
-    """Make one step of Nesterov's SGD (Sec. 5.1) in one of the two forms of Sec. 3.
+    """Make one step of Nesterov's SGD (Sec. 5.1) in one of the two forms of Sec. 3:
 
     (9)    u ← m·u + g                       w ← w − η_t·(m·u + g)
     (10)   v ← m·(η_t/η_{t−1})·v + η_t·g     w ← w − (m·v + η_t·g)       without correction  v ← m·v + η_t·g

@@ -1,8 +1,8 @@
-"""What must hold of every picture."""
+"""What must hold for every picture."""
 
 
 def require_whole(picture):
-    """Assert that nothing of a Matplotlib figure is cut off, and that its legend hides no curve."""
+    """Assert that no part of a Matplotlib figure is cut off, and that its legend hides no curve."""
     picture.draw_without_rendering()
     around, paper = picture.get_tightbbox(), picture.bbox_inches
     assert 0 <= around.x0 and 0 <= around.y0 and around.x1 <= paper.x1 and around.y1 <= paper.y1

@@ -11,12 +11,12 @@ import torch.multiprocessing
 
 from lbsgd.processes.ports import free_port
 
-# Processes are forked from one that has imported what takes seconds; none of it starts threads or touches a GPU.
+# Processes are forked from one that has done the slow imports. None of them starts threads or touches a GPU.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["torch._dynamo", "lbsgd.train.engine"])
 
 
 def in_processes(world_size, function, *arguments):
-    """Return the results of function(*arguments) in rank order; an exception in one process is raised here."""
+    """Return the results of function(*arguments) in rank order. An exception in a process is raised here."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(
             _run, (world_size, free_port(), function, arguments, folder), world_size, start_method="forkserver"
@@ -34,7 +34,7 @@ def _run(rank, world_size, port, function, arguments, folder):
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(1)
-    # Tensors go by value: a queue would hand them over as shared memory, which ends with this process.
+    # Pickled, because a queue would pass tensors as shared memory, which ends with this process.
     Path(folder, str(rank)).write_bytes(pickle.dumps(function(*arguments)))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,8 +1,8 @@
-"""A bench of one part with children, whose time is soon over; SIGTERM comes just behind a call of the name given.
+"""A bench of one part with children and a short time limit. SIGTERM comes right after a call of the given name.
 
-    signalled_bench.py start|suspend|kill SECONDS FOLDER      SECONDS: that the children sleep
+    signalled_bench.py start|suspend|kill SECONDS FOLDER      SECONDS: how long the children sleep
 
-The part's process is started, and psutil.Process suspends and kills.
+`start` is the start of the part's process; `suspend` and `kill` are calls of psutil.Process.
 """
 
 import os

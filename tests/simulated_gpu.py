@@ -1,10 +1,10 @@
-"""A GPU's queue and its events in simulated time: the host queues work and goes on, and the device does it in order."""
+"""A GPU's queue and its events in simulated time: the host queues work and goes on, and the device works in order."""
 
 import torch
 
 
 class SimulatedGpu:
-    """now: the host's clock, in seconds; free_at: when the device has done what it was given."""
+    """now: the host's clock, in seconds; free_at: when the device will have done all queued work."""
 
     def __init__(self):
         self.now = self.free_at = 0.0

@@ -10,7 +10,7 @@ from lbsgd.train.engine_state import gather_state, restore_state
 
 
 def recipe(stage=0, momentum=None, micro_batch=N, **batch_norm):
-    """What oracle.py computes: 64 images an update, lr 0.05 -> 0.4 over 10 iterations, a decay at iteration 15."""
+    """The recipe of oracle.py: 64 images per update, lr 0.05 -> 0.4 over 10 iterations, a decay at iteration 15."""
     return {
         "train_batch_size": K * N,
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -35,7 +35,7 @@ def recipe(stage=0, momentum=None, micro_batch=N, **batch_norm):
 
 
 def in_precision(precision, stage=0, micro_batch=N, **fp16):
-    """Return the recipe in bf16 autocast, or in fp16 from a loss scale of 2^10, at which nothing overflows."""
+    """Return the recipe in bf16 autocast, or in fp16 with a loss scale of 2^10, at which nothing overflows."""
     config = recipe(stage, micro_batch=micro_batch)
     set_precision(config, precision)
     if precision == "fp16":
@@ -44,7 +44,7 @@ def in_precision(precision, stage=0, micro_batch=N, **fp16):
 
 
 def train(engine, plan, first=0, last=ITERATIONS, backward=lambda engine, loss: engine.backward(loss)):
-    """A user's own loop: this rank's passes over its part of each global batch; the lr that each update took."""
+    """A user's own loop: this rank's passes over its part of each global batch. Returns the lr of each update."""
     rank, lrs = torch.distributed.get_rank(), []
     for iteration in range(first, last):
         images, labels = (part.chunk(plan.world_size)[rank].to(engine.device) for part in global_batch(iteration))
@@ -57,7 +57,7 @@ def train(engine, plan, first=0, last=ITERATIONS, backward=lambda engine, loss: 
 
 
 def trained(config, last=ITERATIONS, state=None, seed=0, **options):
-    """State after training in this process's group; from a gathered state if one is given."""
+    """Return the state after training in this process's group, starting from a gathered state if one is given."""
     engine, plan = lbsgd.initialize(network(seed, **options), config)
     if state is not None:
         restore_state(engine, state)

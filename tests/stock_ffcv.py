@@ -1,19 +1,19 @@
-"""FFCV's own Loader, always in a process of its own."""
+"""FFCV's own Loader, always in a separate process."""
 
 from processes import in_processes
 
 
 def with_stock_ffcv(function, *arguments):
-    """Return function(*arguments) from a process of its own, because it makes a Loader of FFCV's.
+    """Return function(*arguments) from a separate process, because it makes one of FFCV's Loaders.
 
-    Such a Loader sets `mutable` on types that Numba shares and has as keys of its tables. Their hash changes with it,
-    and two keys can become equal: when Numba tidies up, in some later test, it walks through such a table without end.
+    Such a Loader sets `mutable` on types that Numba shares and uses as keys of its tables. That changes their hash, and
+    two keys can become equal. When Numba cleans up, in some later test, it walks through such a table forever.
     """
     return in_processes(1, function, *arguments)[0]
 
 
 def read_by_stock_ffcv(path, num_images, os_caches=(True,)):
-    """Return the images and the labels of a file in one batch, for each os_cache: by a memory map, or by pages."""
+    """Return the images and labels of a file in one batch, for each os_cache: by a memory map, or by pages."""
     return with_stock_ffcv(_read, path, num_images, os_caches)
 
 

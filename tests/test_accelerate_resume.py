@@ -1,4 +1,4 @@
-"""A loop of Accelerate's that goes on in the middle of an epoch ends as the one that nobody stopped."""
+"""A loop of Accelerate's that is resumed in the middle of an epoch ends as the uninterrupted one."""
 
 from oracle import distance, network
 from processes import in_processes
@@ -7,7 +7,7 @@ from test_reuse import images_and_labels, run_block, with_json
 
 from lbsgd.train.engine import start_processes
 
-STOPPED = 3  # updates, of which an epoch has two
+STOPPED = 3  # updates; an epoch has two
 PREPARED = "engine, sgd = accelerator.prepare(model, parts.optimizer)\n"
 STEPPED = "            parts.scheduler.step()\n"
 SAVED = (

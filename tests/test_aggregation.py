@@ -1,4 +1,4 @@
-"""Aggregation inside DeepSpeed: the bits of its own reduction, the same wherever processes run, and after a restart."""
+"""Aggregation inside DeepSpeed: the bits of its own reduction, the same on any placement and after a restart."""
 
 import time
 
@@ -38,7 +38,7 @@ RING = {"between": "backend"}
 
 
 class Branched(nn.Module):
-    """A network with a layer that only rank 0 uses, and one that nobody uses."""
+    """A network with a layer that only rank 0 uses, and one that no process uses."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +51,7 @@ class Branched(nn.Module):
 
 
 class Looked(nn.Module):
-    """A table whose rows are looked up, other ones on each process, with sparse gradients or dense ones."""
+    """A table whose rows are looked up, different ones on each process, with sparse gradients or dense ones."""
 
     def __init__(self, sparse):
         super().__init__()
@@ -63,7 +63,7 @@ class Looked(nn.Module):
 
 
 def overflow(engine, loss):
-    """Iterations 1 and 3 overflow, on rank 0 alone."""
+    """Iterations 1 and 3 overflow, on rank 0 only."""
     broken = engine.global_steps in (1, 3) and dist.get_rank() == 0
     engine.backward(loss * float("inf") if broken else loss)
 
@@ -81,7 +81,7 @@ def in_plain_layout(values, **settings):
 
 
 def pair(do, **settings):
-    """Weights and skipped updates by DeepSpeed's own reduction, and by ours with overlap and without."""
+    """Weights and skipped updates with DeepSpeed's own reduction, and with ours with overlap and without."""
     own = settings | ({"overlap": False} if settings.get("stage") else {})
     engines = [do(config(2, **own)), *(do(config(2, block=OURS, **settings, overlap=on)) for on in (True, False))]
     assert engines[0].aggregation is None and len(engines[1].aggregation.buckets) > 4
@@ -99,7 +99,7 @@ def two():
     pairs["NCHW"] = pair(in_plain_layout)
     pairs["fp16"] = pair(lambda values: run(values, backward=overflow, iterations=6), stage=1, precision="fp16")
     pairs["unused"] = pair(lambda values: run(values, model=Branched()))
-    # ZeRO keeps weights in NCHW, where a convolution's bits are others.
+    # ZeRO keeps weights in NCHW, in which a convolution has other bits.
     pairs["unused, NCHW"] = parameters(in_plain_layout(config(2, block=OURS), model=Branched()))
     pairs["unused, stage 1"] = parameters(run(config(2, stage=1, block=OURS), model=Branched()))
     sparse = config(2, passes=2, block=OURS)
@@ -108,7 +108,7 @@ def two():
 
 
 def events():
-    """What happens in one back-propagation, in order: buckets start, the first layer's gradient comes."""
+    """The events of one back-propagation in order: starts of buckets, and the first layer's gradient."""
     engine, plan = lbsgd.initialize(network(), config(2, block=OURS))
     seen, start = [], engine.aggregation.runner.start
     engine.aggregation.runner.start = lambda buffer: (seen.append("start"), start(buffer))[1]
@@ -118,7 +118,7 @@ def events():
 
 
 def passes_that_start():
-    """The passes in which buckets start, of 3 in each of 2 iterations."""
+    """The passes in which buckets start, with 2 iterations of 3 passes each."""
     engine, plan = lbsgd.initialize(network(), config(2, passes=3, block=OURS))
     seen, start = set(), engine.aggregation.runner.start
     engine.aggregation.runner.start = lambda buffer: (seen.add(engine.micro_steps), start(buffer))[1]
@@ -128,7 +128,7 @@ def passes_that_start():
 
 
 def waited():
-    """Seconds that back-propagation waits for aggregation, where the other process comes half a second late."""
+    """Seconds that back-propagation waits for aggregation if the other process is half a second late."""
 
     def late(engine, loss):
         if dist.get_rank() == 1:
@@ -160,7 +160,7 @@ def test_two_processes_have_the_bits_of_deepspeeds_own_reduction(of_two, case):
 
 
 def test_a_parameter_that_one_process_does_not_use_is_the_mean_with_zero(of_two):
-    """At stage 1, where DeepSpeed's own reduction is wrong or aborts (test_upstream.py), as at stage 0."""
+    """At stage 1, where DeepSpeed's own reduction is wrong or aborts (test_upstream.py), and at stage 0."""
     (expected, _), *ours = of_two[0]["unused"]
     assert all(same_bits(expected, weights) for weights, _ in ours)
     assert same_bits(of_two[0]["unused, NCHW"], of_two[0]["unused, stage 1"])
@@ -168,7 +168,7 @@ def test_a_parameter_that_one_process_does_not_use_is_the_mean_with_zero(of_two)
 
 def test_sparse_gradients_are_aggregated_as_dense_ones(of_two):
     dense, sparse = of_two[0]["sparse"]
-    torch.testing.assert_close(sparse, dense, rtol=1e-5, atol=1e-7)  # rows that come twice add up in another order
+    torch.testing.assert_close(sparse, dense, rtol=1e-5, atol=1e-7)  # rows that come twice are added in another order
     assert same_bits(sparse, of_two[1]["sparse"][1])
 
 
@@ -216,17 +216,17 @@ def four():
 
 
 def sums():
-    """Whether all sums between some of the processes are right, by algorithm and groups."""
+    """Whether all sums between subsets of the processes are right, by algorithm and groups."""
     lbsgd_engine.start_processes()
     rank, timeout, found = dist.get_rank(), timeout_of(torch.device("cpu")), {}
     for lists in ([(0, 2), (1, 3)], [(0, 1, 2, 3)]):
         [ranks] = [ranks for ranks in lists if rank in ranks]
         group, back = (groups(lists, rank, timeout) for _ in range(2))
         for collective in (Backend(ranks, group, rank), HalvingDoubling(ranks, group, rank, back)):
-            for dtype, length in ((torch.float32, 4), (torch.float64, 8), (torch.float32, 12)):  # memory is used again
+            for dtype, length in ((torch.float32, 4), (torch.float64, 8), (torch.float32, 12)):  # memory is reused
                 numbers = torch.arange(length, dtype=dtype)
                 whole, parts = numbers + 100 * rank, numbers + 100 * rank
-                time.sleep(0.02 * rank)  # some wait for others
+                time.sleep(0.02 * rank)  # make some wait for others
                 collective.all_reduce(whole)
                 collective.reduce_scatter(parts)
                 collective.all_gather(parts)
@@ -237,7 +237,7 @@ def sums():
 
 
 def of_oracle(stage, micro_batch):
-    """The state after the oracle's run; at stage 2 DeepSpeed reduces by itself."""
+    """The state after the oracle's run. At stage 2 DeepSpeed itself reduces."""
     values = recipe(stage, micro_batch=micro_batch)
     values["lbsgd"]["aggregation"] = OURS
     values["zero_optimization"] |= {"reduce_bucket_size": 500, "overlap_comm": True}
@@ -245,7 +245,7 @@ def of_oracle(stage, micro_batch):
 
 
 def resumed():
-    """A run by the ring, stopped after 2 of 4 iterations; it goes on under three JSONs, the first its own."""
+    """A run by the ring, stopped after 2 of 4 iterations and resumed with three JSONs, the first one its own."""
     whole = run(config(4, block=RING))
     half = run(config(4, block=RING), iterations=2)
     state, saved = gather_state(half), saved_choice(half)
@@ -280,7 +280,7 @@ def test_bits_are_the_same_on_any_hosts_with_any_buckets_with_overlap_and_withou
 
 
 def test_a_rings_bits_depend_on_placement(of_four):
-    """The check can fail: summed by the backend, the hosts' bits differ, from each other or from the tree's."""
+    """The check can fail: if the backend sums, placements differ in their bits, from each other or from the tree's."""
     rings = [of_four[name, "ring"] for name in HOSTS]
     assert not all(same_bits(of_four["4x1", 500, True], ring) for ring in rings)
     assert all(distance(ring, of_four["own"]) < BOUND for ring in rings)

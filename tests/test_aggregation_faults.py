@@ -1,4 +1,4 @@
-"""Aggregation when something is wrong, in what order it starts, and checkpoints that are older than it."""
+"""Aggregation under faults, the order in which it starts, and checkpoints that are older than it."""
 
 import itertools
 import os
@@ -45,7 +45,7 @@ OLD = Path(__file__).parent / "fixtures/before_aggregation"
 
 
 def alone(model, bucket=500, boundary=True):
-    """Aggregation of one process, and the buckets that it starts."""
+    """Aggregation on one process, and the buckets that it starts."""
     start_processes()
     engine = SimpleNamespace(
         module=model,
@@ -100,7 +100,7 @@ def test_before_the_last_pass_nothing_starts():
 
 
 def test_after_an_error_no_further_bucket_is_summed_and_each_is_told_at_once():
-    """The group is broken then, so that every further call would wait for its timeout."""
+    """The group is then broken, so every further call would wait for its timeout."""
     ran, released = set(), threading.Event()
 
     def first(job):
@@ -114,7 +114,7 @@ def test_after_an_error_no_further_bucket_is_summed_and_each_is_told_at_once():
 
     runner = Threads([first, second])
     whole, *broken = [runner.start(torch.tensor(number)) for number in range(3)]
-    assert all(job.done.wait(PATIENCE_SECONDS) for job in broken)  # though the second phase is still busy
+    assert all(job.done.wait(PATIENCE_SECONDS) for job in broken)  # although the second phase is still busy
     threading.Timer(0.2, released.set).start()
     runner.close()
     assert not any(thread.is_alive() for thread in runner.threads)
@@ -174,7 +174,7 @@ def test_a_new_iteration_waits_for_what_an_abandoned_one_had_started():
 
 
 def of_two_engines():
-    """Gradients of the first of two engines of one network only add up, and so do those of a plain backward."""
+    """Gradients of one network in two engines: the first engine's only add up, and so do those of a plain backward."""
     model = network()
     lbsgd.initialize(model, config(2, block=OURS))
     engine, plan = lbsgd.initialize(model, config(2, block=OURS))
@@ -237,7 +237,7 @@ def refusals():
 
 
 def dropped():
-    """A pass under no_sync at the boundary, then the last pass: gradients add up, and are reduced once."""
+    """A pass under no_sync at the boundary, then the last pass: gradients add up and are reduced once."""
     engine, _ = lbsgd.initialize(network(), config(2, block=OURS))
     images, labels = noise(0, 0)
     with engine.no_sync():
@@ -303,7 +303,7 @@ def old_saver(engine, plan, say=lambda _: None):
 
 
 def resumed_from_before(block):
-    """Return the weights after two more iterations of the checkpoint that the code of that time wrote after three."""
+    """Return the weights after two more iterations from a checkpoint that old code wrote after three."""
     values = recipe()
     if block is not None:
         values["lbsgd"]["aggregation"] = block
@@ -314,7 +314,7 @@ def resumed_from_before(block):
 
 
 def test_a_checkpoint_from_before_aggregation_resumes_in_the_same_bits(monkeypatch):
-    """Written in NCHW (fixtures/before_aggregation); its own bits are those of another kind of CPU."""
+    """Written in NCHW (fixtures/before_aggregation). The bits that the old code got are of another kind of CPU."""
     monkeypatch.setattr("lbsgd.train.engine.lay_out", lambda model, layout=None: None)
     whole, plan = lbsgd.initialize(network(), recipe())
     train(whole, plan, last=5)
@@ -413,7 +413,7 @@ def test_another_micro_batch_than_the_checkpoints_is_said():
         (1, True, "gradient_predivide_factor", False),
         (2, True, "gradient_predivide_factor", True),
         (4, False, "gradient_predivide_factor", True),
-        (2, True, "zero_optimization.reduce_bucket_size", False),  # the sum of two has one order
+        (2, True, "zero_optimization.reduce_bucket_size", False),  # a sum of two has only one order
         (4, True, "zero_optimization.reduce_bucket_size", True),
         (4, False, "zero_optimization.reduce_bucket_size", False),
         (4, True, "zero_optimization.allgather_bucket_size", False),
@@ -423,7 +423,7 @@ def test_other_buckets_and_divisors_than_the_checkpoints_are_said(monkeypatch, w
     monkeypatch.setattr("lbsgd.train.aggregation.resume.dist.get_world_size", lambda: world_size)
     before, now, lines = {"zero_optimization": {"stage": 1}}, {"zero_optimization": {"stage": 1}}, []
     engine = SimpleNamespace(aggregation=None if own else object())
-    put(before, "prescale_gradients", False)  # as by default
+    put(before, "prescale_gradients", False)  # the default
     put(now, key, 4)
     say_other_sums(engine, before, now, lines.append)
     assert [line.partition(":")[0] for line in lines] == said * [key]

@@ -1,4 +1,4 @@
-"""Aggregation on a GPU, as far as one GPU with one process goes: streams in place of threads, NCCL in place of gloo."""
+"""Aggregation on a GPU, as far as one process on one GPU shows it: streams instead of threads, NCCL instead of gloo."""
 
 from types import SimpleNamespace
 

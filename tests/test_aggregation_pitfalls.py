@@ -1,6 +1,6 @@
-"""Known ways to get aggregation wrong, side by side: right is within BOUND, wrong beyond 100 times that.
+"""Known ways to get aggregation wrong. The right version stays within BOUND, the wrong one exceeds 100 times that.
 
-Each wrong version is a part of lbsgd replaced by the usual mistake.
+Each wrong version replaces a part of lbsgd by the usual mistake.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ from lbsgd.train.aggregation.buckets import Bucket, fill
 
 
 def in_observed_order(monkeypatch):
-    """Buckets in the order in which this process saw its gradients come; on rank 1 two of them changed places."""
+    """Buckets in the order in which this process observed its gradients. On rank 1 two of them have changed places."""
     observed = fill
 
     def wrong(parameters, bucket_elements, multiple):
@@ -33,7 +33,7 @@ def in_observed_order(monkeypatch):
 
 
 def kept_view(monkeypatch):
-    """The gradient is the bucket's own view, handed out again and again: ZeRO points it at a buffer of its own."""
+    """The gradient is the bucket's own view, returned every time, but ZeRO has pointed it at a buffer of its own."""
 
     def take(self, parameter):
         view = self.views[parameter]
@@ -45,7 +45,7 @@ def kept_view(monkeypatch):
 
 
 def divided_after(monkeypatch):
-    """fp16: the sum first, which overflows where the mean does not."""
+    """fp16: sum first, which overflows where the mean does not."""
     original = AggregationSettings.of.__func__
     monkeypatch.setattr(
         AggregationSettings, "of", classmethod(lambda cls, plan: original(cls, replace(plan, precision="fp32")))
@@ -53,7 +53,7 @@ def divided_after(monkeypatch):
 
 
 def mean_of_large_gradients(values):
-    """The gradient of one weight whose fp16 value is large, but fits: 40,000 on both processes."""
+    """The gradient of one weight whose fp16 value is large but fits: 40,000 on both processes."""
     engine, _ = lbsgd.initialize(torch.nn.Linear(1, 1, bias=False), values)
     images = torch.full((8, 1), 40_000.0).half()
     seen = []

@@ -23,7 +23,7 @@ TREE, RING = "halving_doubling", "backend"
         ([4], "gloo", "flat", TREE, TREE),
         ([1, 1, 1, 1], "gloo", "flat", TREE, TREE),
         ([3], "gloo", "flat", RING, RING),
-        ([3, 3], "gloo", "servers", RING, RING),  # halving inside is not possible, so the order is no tree anyway
+        ([3, 3], "gloo", "servers", RING, RING),  # halving inside is not possible, so the order is no tree in any case
         ([2, 2, 2], "gloo", "servers", RING, RING),
         ([2, 1], "gloo", "flat", RING, RING),
         ([3, 1], "gloo", "flat", RING, RING),  # four processes, but not on equal servers
@@ -81,7 +81,7 @@ def refusal(stage=0, **keys):
     "stage, key, value, code",
     [
         (1, "data_types.grad_accum_dtype", "bf16", "D35"),  # it would round
-        (0, "data_types.grad_accum_dtype", "bf16", "D35"),  # DeepSpeed itself cannot
+        (0, "data_types.grad_accum_dtype", "bf16", "D35"),  # DeepSpeed itself refuses it
         (0, "communication_data_type", "fp16", "D22"),
         (1, "zero_optimization.contiguous_gradients", "false", "D62"),
         (1, "zero_optimization.contiguous_gradients", "0", "D27"),  # false to DeepSpeed

@@ -1,4 +1,4 @@
-"""All processes learn after the same pass what one of them wishes, also where the answer is read one question later."""
+"""All processes learn after the same pass what one of them wants, even if the answer is read one question later."""
 
 from types import SimpleNamespace
 
@@ -13,9 +13,9 @@ from lbsgd.train.engine import start_processes
 
 
 def decisions_of(late, stop_at, passes=16):
-    """Return what this process learns after which pass, by a clock of its own.
+    """Return what this process learns after which pass, by its own clock.
 
-    Rank 1 wishes to stop from a pass on, and rank 0, whose passes take a quarter of the time, to save once.
+    Rank 1 wants to stop from a pass on. Rank 0, whose passes take a quarter of the time, wants to save once.
     """
     start_processes()
     rank, due, decisions, now = dist.get_rank(), 2, {}, 0.0
@@ -41,7 +41,7 @@ NOTHING, SAVE, STOP = (
     "late, expected",  # a quarter of a second is four passes of the slower process
     [
         (False, {0: NOTHING, 4: SAVE, 8: STOP, 12: STOP}),
-        (True, {1: NOTHING, 5: NOTHING, 9: SAVE, 13: STOP}),  # what was asked four passes before
+        (True, {1: NOTHING, 5: NOTHING, 9: SAVE, 13: STOP}),  # what was requested four passes before
     ],
 )
 def test_both_learn_the_same_after_the_same_pass_and_save_once(late, expected):

@@ -1,4 +1,4 @@
-"""Networks and JSONs that differ between processes, which one of them, or all in silence, would train wrongly."""
+"""Networks and JSONs that differ between processes, with which one process, or all, would silently train wrongly."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def refusals():
         "buckets at stage 2": refusal(network(), config(2, stage=2, bucket=500 if first else 600)),
         "stage 0's buckets": refusal(network(), config(2, bucket=500 if first else 600)),
         "who reduces": refusal(network(), config(2, block=OURS if first else None)),
-        "alike": refusal(network(), config(2, block=OURS, overlap=first)),  # when it starts changes no sum
+        "alike": refusal(network(), config(2, block=OURS, overlap=first)),  # the time of its start changes no sum
     }
 
 

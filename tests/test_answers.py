@@ -1,4 +1,4 @@
-"""Claims about rows that have diverged, or whose seeds are equal: what can be said of them, and what cannot."""
+"""Claims about rows with diverged seeds or equal seeds: what can be concluded, and what cannot."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -46,7 +46,7 @@ def test_a_row_that_diverged_is_worse(kind, holds):
 def test_a_single_diverged_seed_answers_nothing(kind):
     assert cells(kind, ONE_OF_FIVE, FIVE) == ("1 of 5 seeds of a diverged", OPEN)  # p = 0.5
     assert cells(kind, FIVE, ONE_OF_FIVE) == ("1 of 5 seeds of b diverged", OPEN)
-    # the three that are left, as many as the other row has, do not stand for all four
+    # the three remaining seeds, as many as the other row has, do not stand for all four
     assert cells(kind, ([1.0, 2.0, 1.0], 1), FINISHED) == ("1 of 4 seeds of a diverged", OPEN)  # p = 4/7
 
 
@@ -79,7 +79,7 @@ def test_equal_seeds_answer_nothing(kind):
 def test_a_claim_is_open_while_a_run_goes_on():
     assert cells("worse", ([1.0], 0), ONE_OF_TWO) == ("1 of 2 seeds of b diverged", "not known yet")
     assert cells("worse", ([], 1), TWO) == ("1 of 1 seeds of a diverged", "not known yet")
-    # p = 1/56 and p = 1/20, and two runs of five go on
+    # p = 1/56 and p = 1/20, and two of five runs are still running
     for row in ([], 5), ([], 3):
         words = f"{row[1]} of {row[1]} seeds of a diverged"
         assert cells("worse", row, FINISHED, num_seeds=5) == (words, "not known yet")

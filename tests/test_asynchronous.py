@@ -1,4 +1,4 @@
-"""The simulated workers: whose gradient comes when, how old its weights are, and the two steps that are compared."""
+"""The simulated workers: the order of their gradients, the age of the weights, and the two steps that are compared."""
 
 import json
 import signal
@@ -63,7 +63,7 @@ def test_biases_have_a_learning_rate_of_their_own():
         before = [weight.detach().clone() for weight in found.weights]
         found.train(batches(1))
         moves.append([weight.detach() - old for weight, old in zip(found.weights, before, strict=True)])
-    expected = [1, 2, 1, 1, 1, 2]  # batch norm's β is no bias here
+    expected = [1, 2, 1, 1, 1, 2]  # batch norm's β does not count as a bias here
     for one, two, factor in zip(*moves, expected, strict=True):
         assert torch.allclose(two, factor * one, atol=1e-7)
     assert moves[0][-1].abs().max() > 1e-3
@@ -79,10 +79,10 @@ def test_the_synchronous_update_waits_for_the_slowest_worker():
     found = server(4, "sync", spread=0.5)
     found.train(batches(400))
     assert found.num_moves == 100
-    assert found.time / found.num_moves == pytest.approx(1.58, abs=0.15)  # the mean of 4's maximum
+    assert found.time / found.num_moves == pytest.approx(1.58, abs=0.15)  # the mean of the maximum of 4
     other = server(4, "async", spread=0.5)
     other.train(batches(400))
-    assert other.num_moves == 400 and other.time == pytest.approx(100, rel=0.1)  # nobody waits
+    assert other.num_moves == 400 and other.time == pytest.approx(100, rel=0.1)  # no worker waits
 
 
 def test_the_synchronous_update_is_one_of_kn_images():
@@ -149,7 +149,7 @@ def test_weights_that_the_last_update_has_lost_are_not_evaluated():
 
 
 def test_flags_that_a_simulation_does_not_read_are_refused():
-    """The parser is that of all recipes, so it takes flags that only the trainer reads."""
+    """The recipes share a parser, so it also takes flags that only the trainer reads."""
     given = [
         "--cuda_graphs",
         "--max_iterations",
@@ -181,7 +181,7 @@ SMALL = ("--set", "lbsgd.num_images=512", "--epochs", "1")
 @pytest.mark.parametrize("resume", [(), ("--resume",)])
 @pytest.mark.parametrize("held", ["another", "finished", "checkpoints"])
 def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path, resume, held):
-    """--resume used to begin a new log over any other run's."""
+    """--resume used to replace the log of any other run."""
     if held == "checkpoints":
         (tmp_path / "checkpoints").mkdir()
     else:
@@ -196,7 +196,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path, resume
 
 
 def interrupt(folder):
-    """Take the end out of a log."""
+    """Remove the end of a log."""
     *lines, last = (folder / "log.jsonl").read_text().splitlines()
     assert json.loads(last)["kind"] == "result"
     (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
@@ -226,7 +226,7 @@ def test_an_interrupted_simulation_begins_anew_and_says_what_it_does(tmp_path):
     ],
 )
 def test_keys_that_a_simulation_does_not_read_are_refused(tmp_path, key, values):
-    """The log would name them as if they had been used."""
+    """The log would list them as if they had been used."""
     first, *more = values
     settings = [part for setting in (f"{key}={first}", *more) for part in ("--set", setting)]
     done = script(*SYNC, *DIGITS, *settings, "--output_dir", tmp_path / "run")
@@ -236,7 +236,7 @@ def test_keys_that_a_simulation_does_not_read_are_refused(tmp_path, key, values)
 
 @pytest.mark.parametrize("flags", [(), ("--epochs", 1)])
 def test_a_schedule_that_ends_inside_an_epoch_is_refused(tmp_path, flags):
-    """Its last part would not be simulated, or what lies beyond its end would be."""
+    """Its last part, or what lies beyond its end, would be simulated wrongly."""
     lengths = ("lbsgd.epochs=null", "lbsgd.iterations=9", 'lbsgd.decay={"iterations": []}')
     settings = [*lengths, 'lbsgd.warmup={"kind": "none", "epochs": 0}', "lbsgd.num_images=1536"]
     done = script(

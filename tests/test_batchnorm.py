@@ -1,4 +1,4 @@
-"""Sec. 2.3: every worker normalises its own n images on any hardware. Sec. 5.2: the statistics for evaluation."""
+"""Sec. 2.3: each worker normalises its own n images on any hardware. Sec. 5.2: the statistics for evaluation."""
 
 import copy
 import itertools
@@ -32,7 +32,7 @@ FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
 def images(num, *shape, seed=0, dtype=torch.float32, memory_format=torch.contiguous_format):
-    """Return images whose mean and variance drift from one to the next: no two workers' statistics are alike."""
+    """Return images whose mean and variance drift, so that no two workers have equal statistics."""
     shape = shape or (5, 4, 4)
     generator = torch.Generator().manual_seed(seed)
     drift = torch.linspace(1, 3, num, dtype=torch.float64).view(-1, *[1] * len(shape))
@@ -50,7 +50,7 @@ def randomised(layer):
 
 
 def without(removed, kind, **options):
-    """Return a layer in float64 that has lost its γ or its β."""
+    """Return a float64 layer without its γ or its β."""
     ours = {} if kind is nn.BatchNorm2d else {"per_worker_batch": N, **options}
     layer = randomised(kind(5, dtype=torch.float64, **ours))
     layer.register_parameter(removed, None)
@@ -58,7 +58,7 @@ def without(removed, kind, **options):
 
 
 def batch_norm_in_float64(x, weight, bias, n, eps=1e-5):
-    """Apply the definition, one worker at a time; return y and each worker's mean and unbiased variance."""
+    """Apply the definition, one worker at a time. Return y and each worker's mean and unbiased variance."""
     dims = [0, *range(2, x.dim())]
     per_channel = [1, -1] + [1] * (x.dim() - 2)
     outputs, means, variances = [], [], []
@@ -121,7 +121,7 @@ def test_output_and_gradient_are_bit_equal_to_torch_on_each_worker(dtype, memory
 
 
 def ways_to_lie(shape, seed):
-    """Return 2 N images, (N, *shape), that lie in memory in one way each, by its name."""
+    """Return 2 N images, (N, *shape), with each kind of memory layout, by its name."""
     (channels, *pixels), num = shape, 2 * N
 
     def draw(*shape):
@@ -145,7 +145,7 @@ def ways_to_lie(shape, seed):
 
 @pytest.mark.parametrize("shape", [(5,), (5, 7), (5, 4, 3), (5, 2, 4, 3)], ids=["NC", "NCL", "NCHW", "NCDHW"])
 def test_images_and_gradients_may_lie_in_memory_in_any_way(shape):
-    """In most of these, aten's kernels on a CPU read the mean of a group where they should write it."""
+    """In most of these layouts, aten's CPU kernels read the mean of a group where they should write it."""
     gradients = ways_to_lie(shape, seed=1) | {"a sum's": torch.ones((), dtype=torch.float64).expand(2 * N, *shape)}
     for (way, x), (way_of_grad, grad_y) in itertools.product(ways_to_lie(shape, seed=0).items(), gradients.items()):
         layer = randomised(PerWorkerBatchNorm(5, momentum=1.0, per_worker_batch=N, dtype=torch.float64))
@@ -188,7 +188,7 @@ def test_without_beta_or_gamma_the_other_one_acts(removed, workers):
     [parameter], [of_torch] = layer.parameters(), plain.parameters()
     (gradient,) = torch.autograd.grad(expected.square().sum(), of_torch)
 
-    def loss(parameter):  # under torch.func, where it is computed by the formula
+    def loss(parameter):  # under torch.func, which uses the formula
         y = torch.func.functional_call(layer, {name: parameter for name, _ in layer.named_parameters()}, (x,))
         return y.square().sum(), y
 
@@ -260,7 +260,7 @@ def moved_once(x, momentum=0.1):
 
 
 def test_without_the_package_triton_a_network_made_for_it_trains(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lbsgd.algorithm.fused_norm", None)  # as where its import of triton fails
+    monkeypatch.setitem(sys.modules, "lbsgd.algorithm.fused_norm", None)  # as if its import of triton failed
     model = convert_batch_norm(nn.BatchNorm2d(2), 4, implementation="triton")
     assert model(torch.randn(8, 2, 3, 3)).isfinite().all()
 
@@ -291,7 +291,7 @@ def test_statistics_rest_until_the_iteration_is_complete():
     layer = PerWorkerBatchNorm2d(5, per_worker_batch=N, passes=4)
     train(layer, images(3 * N), N)
     assert not layer.running_mean.any() and layer.num_batches_tracked == 0
-    layer.eval()(images(N))  # no training forward: not counted
+    layer.eval()(images(N))  # evaluation does not count
     train(layer, images(N), N)
     assert layer.running_mean.all() and layer.num_batches_tracked == 1
 
@@ -310,7 +310,7 @@ def test_one_worker_and_one_pass_are_torch_batch_norm(momentum):
 
 
 class Calls(TorchDispatchMode):
-    """Counts the operators that are called."""
+    """Counts the calls of each operator."""
 
     def __init__(self):
         super().__init__()
@@ -334,18 +334,18 @@ def test_the_statistics_of_a_network_move_at_once_and_as_each_layer_s_by_itself(
         x = images(6, 3, 5, 5, seed=seed)
         with Calls() as calls:
             together(x)
-        for part in apart:  # nobody runs the network as a whole
+        for part in apart:  # the network is never run as a whole
             x = part(x)
     assert calls.count["_foreach_lerp_"] == 2 and calls.count["lerp_"] == 0  # one for each momentum
     for ours, theirs in zip(together.buffers(), apart.buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)  # the mean over workers may add in another order
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)  # means over workers may add in another order
 
 
 def test_moves_of_any_kind_are_those_of_one_after_the_other(monkeypatch):
-    """Of layers that differ in type, momentum or number of groups, and of some that a forward uses twice."""
+    """The layers differ in type, momentum or number of groups, and a forward uses some of them twice."""
     lerp = torch._foreach_lerp_
 
-    def each_once(tensors, *arguments):  # else they would race on a GPU
+    def each_once(tensors, *arguments):  # or they would race on a GPU
         assert len(set(map(id, tensors))) == len(tensors)
         lerp(tensors, *arguments)
 
@@ -429,7 +429,7 @@ def test_a_cast_to_half_passes_the_running_statistics_by(dtype):
 
 def test_statistics_of_a_file_in_half_precision_are_widened_where_they_are_taken_as_they_are():
     layer, saved = PerWorkerBatchNorm2d(5, per_worker_batch=N), nn.BatchNorm2d(5).half().state_dict()
-    layer.load_state_dict(saved, assign=True)  # as one loads a network that was made on the meta device
+    layer.load_state_dict(saved, assign=True)  # as for a network that was made on the meta device
     assert layer.weight.dtype is torch.float16 and layer.running_var.dtype is torch.float32
     layer(images(N, dtype=torch.float16))
 
@@ -437,7 +437,7 @@ def test_statistics_of_a_file_in_half_precision_are_widened_where_they_are_taken
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_half_parameters_act_in_float32(dtype, workers):
-    """DeepSpeed's fp16 and bf16 blocks halve γ and β but not the buffers; torch's batch norm raises at the mixture."""
+    """DeepSpeed's fp16 and bf16 blocks halve γ and β but not the buffers. torch's batch norm raises at the mixture."""
     layer, plain = randomised(PerWorkerBatchNorm2d(5, per_worker_batch=N)), nn.BatchNorm2d(5)
     for module in (layer, plain):
         for p in module.parameters():
@@ -533,7 +533,7 @@ def exact(x):
 def test_recomputed_statistics_are_those_of_all_values_of_all_images():
     layer = PerWorkerBatchNorm2d(5, per_worker_batch=N, passes=4, statistics="recomputed")
     x = images(64)
-    train(layer, x[:16], N)  # half an iteration, to be left alone
+    train(layer, x[:16], N)  # half an iteration, which must not change
     with torch.no_grad(), recomputing_statistics(layer.train()):
         for micro in (x[:8], x[8:32], x[32:]):
             layer(micro)
@@ -579,7 +579,7 @@ def agreed(rank, statistics):
 
 
 def averaged(x_of_all, rank=None):
-    """Train two iterations, and keep the moving average of the network as EMA does; its statistics agree at the end."""
+    """Train two iterations, and keep the moving average of the network as EMA does. Its statistics agree at the end."""
     layer = PerWorkerBatchNorm2d(5, per_worker_batch=N)
     average = swa_utils.AveragedModel(layer, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True)
     for x in x_of_all:
@@ -591,7 +591,7 @@ def averaged(x_of_all, rank=None):
 
 
 def complaints(model):
-    """What agree_statistics warns about a model."""
+    """The warnings of agree_statistics about a model."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         agree_statistics(model)
@@ -612,7 +612,7 @@ def of_torchs_batch_norms():
 
 
 def recomputed(rank, share):
-    """Recompute over 32 images: process 0 has the first `share` of them, process 1 the others."""
+    """Recompute over 32 images: process 0 has the first `share` of them, process 1 the rest."""
     layer = PerWorkerBatchNorm2d(5, per_worker_batch=N)
     mine = images(32)[:share] if rank == 0 else images(32)[share:]
     with torch.no_grad(), recomputing_statistics(layer):
@@ -622,7 +622,7 @@ def recomputed(rank, share):
 
 
 def normalised_together(rank):
-    """Normalise all processes' images of one pass as one group; return output, gradients and both statistics."""
+    """Normalise all processes' images of one pass as one group. Return output, gradients and both statistics."""
     layer = randomised(PerWorkerBatchNorm2d(5, per_worker_batch=N, scope="all"))
     x, grad_y = (of_process(images(32, seed=seed), rank) for seed in (0, 1))
     y = layer(x.requires_grad_())
@@ -675,7 +675,7 @@ def two_processes(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("statistics", get_args(Statistics))  # those to be recomputed agree until then, too
+@pytest.mark.parametrize("statistics", get_args(Statistics))  # recomputed ones agree until then, too
 def test_agreed_statistics_are_those_of_one_process_with_all_workers(two_processes, statistics):
     alone = PerWorkerBatchNorm2d(5, per_worker_batch=N, statistics=statistics)
     for iteration in range(3):
@@ -723,7 +723,7 @@ def test_scope_all_is_batch_norm_over_all_processes_images(two_processes):
     for (
         name,
         parameter,
-    ) in layer.named_parameters():  # each process holds the part of its own images; the engine adds them
+    ) in layer.named_parameters():  # each process holds the share of its own images; the engine adds them
         total = sum(t[f"{name}.grad"] for t in together)
         torch.testing.assert_close(total.double(), parameter.grad, rtol=1e-5, atol=1e-4)
     for t in together:

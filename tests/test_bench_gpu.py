@@ -1,4 +1,4 @@
-"""tools/bench_gpu.py runs every line of itself on a CPU, in tiny sizes; a part that fails or hangs spoils no other."""
+"""tools/bench_gpu.py runs each of its lines on a CPU, in tiny sizes. A part that fails or hangs spoils no other."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def running():
 
 
 def bench(*arguments):
-    """Run the tool as a user does; return its exit code and what it printed."""
+    """Run the tool as a user does. Return its exit code and its output."""
     command = [sys.executable, "tools/bench_gpu.py", *map(str, arguments)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     return run.returncode, run.stdout + run.stderr
@@ -54,7 +54,7 @@ def read(folder, name):
 
 @pytest.fixture
 def jpegs(tmp_path):
-    """A tar of three small JPEGs, and a file that is none."""
+    """A tar of three small JPEGs, and a file that is no JPEG."""
     with tarfile.open(tmp_path / "images.tar", "w") as archive:
         for number in range(3):
             pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), np.uint8)
@@ -85,7 +85,7 @@ def test_every_part_of_speed_runs_on_a_cpu(jpegs, tmp_path):
     text = (tmp_path / "results/speed.md").read_text()
     assert f"# speed on {found['device']}" in text and "| % of the time | calls | kernel |" in text
     assert "3 JPEGs repeated to 24" in text
-    assert len(list((tmp_path / "results").iterdir())) <= 4  # 8 files may come back from a machine, of both benches
+    assert len(list((tmp_path / "results").iterdir())) <= 4  # a machine brings back 8 files, of both benches
 
 
 def test_every_part_of_correctness_runs_on_a_cpu(tmp_path):
@@ -159,7 +159,7 @@ def test_parts_that_measure_no_time_may_run_at_once(tmp_path):
 
 def test_what_a_part_found_before_it_broke_hung_or_died_is_kept_and_the_others_go_on(tmp_path):
     makers = (raises_after_one, hangs_after_one, dies_after_one, has_nothing, says_two_things)
-    seconds = {hangs_after_one: 20.0}  # in which it has to start as well, on a busy machine
+    seconds = {hangs_after_one: 20.0}  # enough for its start, too, on a busy machine
     parts = [Part(make.__name__, make.__name__, make, seconds.get(make, 60.0)) for make in makers]
     results = Results(tmp_path, "fake", {"device": "none"})
     assert not run_parts(parts, Given("given"), results, total_seconds=300.0)
@@ -181,12 +181,12 @@ def test_what_a_part_found_before_it_broke_hung_or_died_is_kept_and_the_others_g
 
 
 def test_a_part_that_starts_late_ends_its_commands_by_the_same_deadline(tmp_path, monkeypatch):
-    """A fork and imports may take longer than the time that is left to tell of what was found."""
+    """A fork and imports may take longer than the time left for reporting."""
     results, began = Results(tmp_path, "fake", {"device": "none"}), time.monotonic()
     assert run_parts([Part("tells", "tells", tells_its_deadline, 60.0)], Given(), results, total_seconds=60.0)
     assert began + 60 <= float(results.parts[0].notes[0]) < began + 61
     given = SimpleNamespace(root=ROOT, deadline=time.monotonic() + SPARE_SECONDS + 0.5)
-    # On a busy machine the command's end is seen before the thread that has ended it goes on.
+    # As on a busy machine, where the command's end is seen before the thread that ended it goes on.
     monkeypatch.setattr(correctness, "end_family", lambda pid: (end_family(pid), time.sleep(0.5)))
     with pytest.raises(TrainingError, match="sleep 50 ended because its time was over"):
         list(lines_of(["sleep", "50"], given))
@@ -194,7 +194,7 @@ def test_a_part_that_starts_late_ends_its_commands_by_the_same_deadline(tmp_path
 
 
 def test_a_process_that_leads_no_group_yet_is_ended_too():
-    """As a part that still starts. What it has started goes as well, in another session too."""
+    """As for a part that is still starting. Its children are ended too, even in another session."""
     starts = "import subprocess, time; subprocess.Popen(['sleep', '77.5'], start_new_session=True); time.sleep(77)"
     with subprocess.Popen([sys.executable, "-c", starts]) as process:
         while not (family := psutil.Process(process.pid).children()):
@@ -230,7 +230,7 @@ def test_a_signal_ends_the_bench_with_all_that_it_has_started(tmp_path, number):
 
 @pytest.mark.parametrize("call", ["start", "suspend", "kill"])
 def test_a_signal_while_a_part_starts_or_ends_leaves_no_process(tmp_path, call):
-    """A part that is stopped and in no list would be waited for without end when Python ends."""
+    """If a part were stopped but missing from the list, Python would wait for it forever at exit."""
     seconds = f"1{os.getpid()}.{len(call)}"
     command = [sys.executable, ROOT / "tests/signalled_bench.py", call, seconds, tmp_path]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}

@@ -1,4 +1,4 @@
-"""How things are timed against each other: what the first round, a late host and the GPU's queue do to the times."""
+"""Timing in turn: how the first round, a late host and the GPU's queue affect the times."""
 
 import pytest
 from simulated_gpu import SimulatedGpu
@@ -11,7 +11,7 @@ KERNELS = 0.010  # seconds of the GPU
 
 
 def test_what_the_warm_up_of_one_costs_the_others_is_in_no_timed_round():
-    """To record CUDA graphs empties torch's allocator, so that the first step after it asks the driver for memory."""
+    """Recording CUDA graphs empties torch's allocator, so the next step must ask the driver for memory."""
     slow = {"plain": False, "graphs": False}
 
     def plain():

@@ -1,4 +1,4 @@
-"""Data folders are read and verified without FFCV; a damaged or foreign one is refused."""
+"""Data folders are read and verified without FFCV. A damaged or foreign one is refused."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from lbsgd.errors import DataError
 
 
 def write_beton(path, labels, *, names=("image", "label"), types=(IMAGE_FIELD, INT_FIELD), version=2, jpegs=None):
-    """Write a file in FFCV's layout, with images of width 20 + i and height 30 + i and made-up bytes of JPEGs."""
+    """Write a file in FFCV's layout, with images of width 20 + i and height 30 + i and made-up JPEG bytes."""
     jpegs = jpegs or [bytes([i % 256]) * (50 + i) for i in range(len(labels))]
     fields = np.zeros(len(types), FIELD)
     fields["type_id"], fields["name"] = types, names
@@ -30,7 +30,7 @@ def write_beton(path, labels, *, names=("image", "label"), types=(IMAGE_FIELD, I
             table[column][i] = (0, 20 + i, 30 + i, data_at) if type_id == IMAGE_FIELD else labels[i]
         data_at += len(jpeg)
     header = np.array((version, len(types), 1 << 21, len(labels), data_at), HEADER)
-    parts = [header, fields, table, b"".join(jpegs), allocations[::-1]]  # allocations come in no particular order
+    parts = [header, fields, table, b"".join(jpegs), allocations[::-1]]  # allocations are in no particular order
     path.write_bytes(b"".join(part if isinstance(part, bytes) else part.tobytes() for part in parts))
     return path
 
@@ -89,13 +89,13 @@ def test_the_fingerprint_follows_the_images_and_not_their_places(tmp_path):
 
     same = fingerprint([0, 1])
     assert same == fingerprint([0, 1], names=("a much longer", "name"))
-    assert same == fingerprint([0, 1], types=(INT_FIELD, IMAGE_FIELD))  # everything lies elsewhere
+    assert same == fingerprint([0, 1], types=(INT_FIELD, IMAGE_FIELD))  # everything is at another place
     assert len({same, fingerprint([0, 2]), fingerprint([0, 1, 1]), fingerprint([0, 1], jpegs=[b"12", b"345"])}) == 4
 
 
 def test_the_fingerprint_follows_coding_sides_and_checksum_of_an_image(tmp_path, digits_data):
     def fingerprints(path, *places):
-        """Those of the file, and of it with a bit flipped at each place."""
+        """Those of the file, and those with a bit flipped at each place."""
         content, layout = path.read_bytes(), read_layout(path)
         for place in (None, *(at(layout) for at in places)):
             changed = bytearray(content)
@@ -130,7 +130,7 @@ def test_a_file_that_is_made_shorter_while_its_tables_are_read_is_refused(tmp_pa
 def test_a_file_that_ffcv_never_finished_is_refused(tmp_path):
     path = write_beton(tmp_path / "a.beton", range(10))
     content = bytearray(path.read_bytes())
-    content[HEADER.fields["allocations_at"][1] : HEADER.itemsize] = bytes(8)  # FFCV writes the table's place at the end
+    content[HEADER.fields["allocations_at"][1] : HEADER.itemsize] = bytes(8)  # FFCV writes the table's place last
     path.write_bytes(content)
     with pytest.raises(DataError, match="truncated or damaged"):
         BetonFile.open(path)
@@ -200,7 +200,7 @@ def test_a_training_label_outside_the_manifest_s_classes_is_named(tmp_path):
 
 def test_a_file_from_another_data_set_is_refused(tmp_path):
     folder, other = data_of(tmp_path / "data"), data_of(tmp_path / "other", val=(2, 1))
-    (folder / "val.beton").write_bytes((other / "val.beton").read_bytes())  # the same number of images
+    (folder / "val.beton").write_bytes((other / "val.beton").read_bytes())  # with the same number of images
     with pytest.raises(DataError, match="val.beton is not the file that manifest.json beside it was written for"):
         open_data(folder)
 
