@@ -1,4 +1,4 @@
-"""An FFCV file of images and labels, verified without FFCV and mapped: the tables of images stay in the file.
+"""Verify and map an FFCV file of images and labels without FFCV.
 
 `import ffcv` takes seconds. A plan, a check or a refusal needs only a few facts, so this module reads them with NumPy.
 The tables are mapped, so that all processes of a host share one copy of them.
@@ -32,8 +32,8 @@ PUT_BACK = "put the old one back (lbsgd convert --verify checks it) and go on wi
 class BetonFile:
     """Everything about an FFCV file of labelled images that needs no decoding.
 
-    content, labels, images, sizes and checksums are read-only views of the mapped file. An index or a slice of numbers
-    reads only what it selects; an operation on a whole column reads all of it.
+    content, labels, images, sizes and checksums are read-only views of the mapped file. An index or a slice reads only
+    the selected rows; an operation on a whole column reads all of it.
     """
 
     path: Path
@@ -52,18 +52,18 @@ class BetonFile:
         return self.survey.fingerprint
 
     def is_as_converted(self, image: int) -> bool:
-        """Return whether the bytes of an image are those that the converter wrote; False without checksums.
+        """Return whether an image's bytes are those that the converter wrote; False without checksums.
 
-        The converter copies JPEGs, so a JPEG that decodes with warnings may have been damaged in the source already.
+        The converter copies JPEGs, so a JPEG that decodes with warnings may have been damaged in the source.
         """
         place = int(self.images[image]["data_at"])
         data = self.content[place : place + int(self.sizes[image])]
         return self.checksums is not None and zlib.crc32(data.data) == self.checksums[image]
 
     def require_unchanged(self) -> None:
-        """Raise DataError if another file, or other content, lies at the path since it was opened.
+        """Raise DataError if the file has been replaced, or its content changed, since it was opened.
 
-        A file that was copied over it byte for byte, or only touched, counts as the same.
+        A file that was overwritten byte for byte, or only touched, counts as the same.
         """
         try:
             if Identity.of(self.path) == self.identity or BetonFile.open(self.path).survey == self.survey:

@@ -1,6 +1,6 @@
-"""Where the tables of an FFCV file lie: its header and field descriptors, read and verified against the file's size.
+"""Read an FFCV file's header and field descriptors, and verify the places of its tables against the file's size.
 
-Nothing here grows with the number of images.
+Neither time nor memory grows with the number of images.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lbsgd.errors import DataError
 
 @dataclass(frozen=True)
 class Identity:
-    """One version of a file, as its file system tells it."""
+    """One version of a file, as its file system describes it."""
 
     device: int
     inode: int
@@ -46,12 +46,12 @@ class Identity:
 
 @dataclass(frozen=True)
 class Layout:
-    """What header and field descriptors say, with the places of the tables in bytes from the file's start."""
+    """The content of header and field descriptors, with the places of the tables in bytes from the file's start."""
 
     path: Path
     identity: Identity
     num_images: int
-    types: tuple[int, int]  # FFCV's type ids of the two fields
+    types: tuple[int, int]  # FFCV's type ids for the two fields
     names: tuple[str, str]
     metadata_at: int
     images_at: int  # the end of the metadata
@@ -131,7 +131,7 @@ def _require_size(path: Path, header: np.void, types: list[int], num_bytes: int)
 
 
 def _cut_off(path: Path, num_images: int, types: list[int], num_bytes: int) -> str:
-    """Name the first image that a truncated file lacks, if its images lie in order, as our converter writes them."""
+    """Name the first image that a truncated file lacks, if its images are in order, as our converter writes them."""
     if sorted(types) != [INT_FIELD, IMAGE_FIELD]:
         return ""
     record, at = metadata_record(types), HEADER.itemsize + len(types) * FIELD.itemsize

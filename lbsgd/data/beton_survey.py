@@ -1,8 +1,8 @@
-"""One pass over all tables of an FFCV file: do they agree with each other, and which images do they describe?
+"""Survey all tables of an FFCV file: whether they agree with each other, and which images they describe.
 
-The pass reads blocks of rows, so its memory does not grow with the file. Its result is kept for all processes of the
+The survey reads blocks of rows, so its memory does not grow with the file. Its result is kept for all processes of the
 host and for later starts (`host_files.py`), under the version of the file. A file that was written a moment ago is
-surveyed each time, because a further change may leave its times the same.
+surveyed each time, because another change may leave its times the same.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from lbsgd.data.beton_layout import Layout
 from lbsgd.data.host_files import key_of, shared
 
 ROWS = 1 << 16  # of a table, read at a time
-SHARED_FROM = 4 << 20  # bytes of tables; fewer are read as fast as a result is looked up
-SETTLED_SECONDS = 2.0  # the coarsest clock of a file system
-VERSION = 1  # of what is kept
+SHARED_FROM = 4 << 20  # bytes of tables; smaller tables are read as fast as a result is looked up
+SETTLED_SECONDS = 2.0  # the resolution of the coarsest file system clock
+VERSION = 1  # of the kept result
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What all images of a file have in common.
+    """The result of surveying a file.
 
-    fingerprint    identifies the images and not the file. It covers label, width, height, coding, size in bytes and
+    fingerprint    identifies the images, not the file. It covers label, width, height, coding, size in bytes and
                    checksum (if the file has them) of every image. It leaves out the image's place in the file, because
-                   FFCV's own writer chooses it by the order in which its processes happen to finish.
-    tables         identifies the file: it covers every byte that is not an image's
+                   with FFCV's own writer that depends on the order in which its processes happen to finish.
+    tables         identifies the file: it covers every byte outside the images
     in_order       whether the allocation table lists the images in their order, as our converter writes it
     """
 
@@ -45,7 +45,7 @@ class Survey:
 
 
 def survey(layout: Layout) -> Survey:
-    """Return the survey of this version of a file, kept or new. Raise DataError for tables that cannot be right."""
+    """Return the survey of this version of a file, kept or new. Raise DataError for damaged tables."""
     if not _can_be_kept(layout):
         return _Pass(layout).survey()
     kept = shared("tables", _key(layout), lambda: json.dumps(asdict(_Pass(layout).survey())).encode())
@@ -53,7 +53,7 @@ def survey(layout: Layout) -> Survey:
 
 
 def sizes_by_image(layout: Layout) -> np.ndarray:
-    """Return the bytes of each image, uint64, for a file whose allocation table has another order."""
+    """Return the size of each image in bytes, uint64, for a file whose allocation table has another order."""
 
     def read() -> np.ndarray:
         table = _Pass(layout).sorted_allocations
@@ -142,7 +142,7 @@ class _Pass:
     def _sorted_allocations(self) -> np.ndarray:
         """Return all allocations in the order of the images, for files of FFCV's writer only.
 
-        They have 24 bytes per image. Sorting takes 56: two tables and the order.
+        They take 24 bytes per image. Sorting takes 56: two tables and the order.
         """
         table = np.concatenate([block for _, block in self._allocations_as_written()])
         table = table[np.argsort(table["image"])]

@@ -1,8 +1,8 @@
-"""COCO's annotations: read once, checked, and kept as bytes that processes share instead of millions of objects.
+"""Read COCO's annotations once, check them, and keep them as shared bytes instead of millions of objects.
 
     DIR/train2017/*.jpg  DIR/val2017/*.jpg  DIR/annotations/instances_train2017.json, instances_val2017.json
 
-Each split is a pair of a folder of images and a file of annotations of the same name.
+Each split is a folder of images and a file of annotations with the same name.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lbsgd.data.coco_file import DOWNLOAD, by_image, listed_images, names_of, re
 from lbsgd.errors import DataError
 
 OnError = Literal["raise", "skip"]
-LEAST_SIDE = 1e-3  # pixels of a box
-# Of a box, as a share of the image's longer side: several steps of float32, so that flipped and resized to any size it
-# has an area. torchvision refuses boxes without one.
+LEAST_SIDE = 1e-3  # of a box, in pixels
+# A box's least side as a share of the image's longer side. It is several steps of float32, so that the box has an area
+# even if it is flipped and resized to any size. torchvision refuses boxes without an area.
 LEAST_SHARE = 1e-6
 
 
@@ -42,11 +42,11 @@ class Image:
 
     @property
     def is_tall(self) -> bool:
-        """Whether it is higher than wide; images of one orientation share a forward."""
+        """Whether the image is taller than wide; images of one orientation share a forward."""
         return self.height > self.width
 
     def objects(self) -> list[dict[str, Any]]:
-        """Return what is trained on: no crowds, and no boxes without an area inside the image."""
+        """Return the annotations to train on: without crowds, and without boxes that have no area inside the image."""
         return [each for each in self.alone() if self.box_of(each) is not None]
 
     def alone(self) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ class Image:
         return [each for each in self.annotations if not each.get("iscrowd")]
 
     def box_of(self, annotation: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
-        """Return left, top, right and bottom inside the image; None for a box without an area there, in float32."""
+        """Return a box's left, top, right and bottom inside the image; None if it has no area there in float32."""
         x, y, width, height = map(float, annotation["bbox"])
         left, top = max(0.0, x), max(0.0, y)
         right, bottom = min(float(self.width), x + width), min(float(self.height), y + height)
@@ -63,7 +63,7 @@ class Image:
 
 
 class Packed(Sequence[Image]):
-    """Images in one buffer of bytes, which forked loaders share: counting references would copy Python's objects."""
+    """Images in one buffer of bytes, which forked loaders share; Python objects would be copied by their ref counts."""
 
     def __init__(self, images: Sequence[Image]):
         pickled = [pickle.dumps(image, protocol=5) for image in images]
@@ -83,10 +83,10 @@ class Packed(Sequence[Image]):
 
 @dataclass(frozen=True, eq=False)
 class CocoSplit:
-    """The images of a split that can be used.
+    """The usable images of a split.
 
-    names       of the categories, by their ids; the k-th of them, counted from 1, is label k
-    left_out    how many images, annotations or objects were left out, by the reason
+    names       of the categories, by their ids; the k-th category, counted from 1, is label k
+    left_out    how many images, annotations or objects were left out, by reason
     """
 
     name: str
@@ -109,12 +109,12 @@ class CocoSplit:
 
 
 def labels_of(ids: Iterable[int]) -> dict[int, int]:
-    """Return labels 1, 2, ... by COCO's category ids, which have gaps, in their order; 0 is the background."""
+    """Map COCO's category ids, which have gaps, to labels 1, 2, ... in their order; 0 is the background."""
     return {category: label for label, category in enumerate(sorted(ids), start=1)}
 
 
 def names_by_label(names: Mapping[Any, str]) -> list[str]:
-    """Return the names of the labels 1, 2, ..., of names by category id."""
+    """Return the names of the labels 1, 2, ... from names by category id."""
     return [names[category] for category in sorted(names)]
 
 
@@ -123,11 +123,11 @@ def read_split(
 ) -> CocoSplit:
     """Read DIR/annotations/instances_NAME.json and look for its images in DIR/NAME.
 
-    training       leave images without objects out, and count them; evaluation keeps every image
-    on_error       raise, or leave out and count: an image without its file, one too thin, a broken annotation
-    longer_side    most pixels of an image's longer side in the network
+    training       leave out images without objects, and count them; evaluation keeps every image
+    on_error       raise, or leave out and count: an image without a file, an image too thin, a broken annotation
+    longer_side    the most pixels of an image's longer side in the network
 
-    Raises DataError that names the file, and the image or annotation in it.
+    Raises DataError, which names the file and the image or annotation in it.
     """
     path = folder / "annotations" / f"instances_{name}.json"
     content, fingerprint = read_annotations(path)
@@ -136,7 +136,7 @@ def read_split(
     images = list(reader.images(content))
     if training:
         images = with_objects(images, reader.left_out)
-    if on_error == "skip":  # which images are used depends on the disk, too
+    if on_error == "skip":  # the disk also decides which images are used
         fingerprint += " " + hashlib.sha256(repr([image.id for image in images]).encode()).hexdigest()
     if not images:
         raise DataError(f"{path}: no image of it can be used: {left_out_words(reader.left_out) or 'it lists none'}")
@@ -145,7 +145,7 @@ def read_split(
 
 
 def with_objects(images: Iterable[Image], left_out: Counter[str]) -> list[Image]:
-    """Return the images that can be trained on, and count what cannot."""
+    """Return the images that have objects to train on, and count everything else."""
     kept = []
     for image in images:
         objects = len(image.objects())
@@ -157,24 +157,24 @@ def with_objects(images: Iterable[Image], left_out: Counter[str]) -> list[Image]
 
 
 def without_images(split: CocoSplit) -> CocoSplit:
-    """Return a split with the same categories and no images, in place of one that is not read."""
+    """Return a split with the same categories and no images, to stand in for one that is not read."""
     return CocoSplit("", Packed([]), split.names, split.is_tall[:0], "")
 
 
 def left_out_words(left_out: Counter[str]) -> str:
-    """Return how much was left out of a split, and why."""
+    """Say how much was left out of a split, and why."""
     return "; ".join(f"{number:,} {what} left out" for what, number in (+left_out).items())
 
 
 class _Reader:
-    """Turns the lists of a file into images; an unusable entry is an error, or is counted and left out."""
+    """Turns a file's lists into images; an unusable entry is an error, or is counted and left out."""
 
     def __init__(self, path: Path, folder: Path, on_error: OnError, names: Mapping[int, str], longer_side: float):
         self.path, self.folder, self.on_error, self.names = path, folder, on_error, names
         self.longer_side = longer_side
         self.left_out: Counter[str] = Counter()
         try:
-            with os.scandir(folder) as entries:  # which knows files without asking the disk for each
+            with os.scandir(folder) as entries:  # knows which entries are files without asking the disk again
                 self.files = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
         except OSError as error:
             raise DataError(f"{folder} cannot be read ({error.strerror}); {DOWNLOAD}") from None
@@ -186,7 +186,7 @@ class _Reader:
         self.require_images_of(annotations, {image.id for image in listed})
         for number, file_name, height, width in listed:
             path = self.folder / file_name
-            if file_name not in self.files and not os.path.isfile(path):  # a name may hold folders, or be a link
+            if file_name not in self.files and not os.path.isfile(path):  # a name may contain folders, or be a link
                 self.leave_out(f"image {number}: {path} does not exist", "images without a file")
                 continue
             if max(height, width) >= self.longer_side * min(height, width):  # torchvision would leave it no pixels
@@ -204,7 +204,7 @@ class _Reader:
                 self.leave_out(said, "annotations of unknown images", len(of_image))
 
     def is_sound(self, annotation: dict[str, Any], image: Image) -> bool:
-        """Whether an annotation can be used; what is wrong with it goes to `leave_out`."""
+        """Whether an annotation can be used; its fault goes to `leave_out`."""
         if self.on_error == "skip":
             self.leave_out_points(annotation)
         wrong = fault_of(annotation, image.height, image.width, self.names)
@@ -229,7 +229,7 @@ class _Reader:
 
 
 def require_same_categories(train: CocoSplit, val: CocoSplit) -> None:
-    """Raise DataError with the first category that two splits do not have in common."""
+    """Raise DataError with the first category in which two splits differ."""
     for category in sorted({*train.names, *val.names}, key=lambda each: (isinstance(each, str), each)):
         first, second = train.names.get(category, "not there"), val.names.get(category, "not there")
         if first != second:

@@ -1,4 +1,4 @@
-"""Find what is wrong with an entry of COCO's annotations, and say it."""
+"""Find and describe the faults of entries in COCO's annotations."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-MOST_BITS = 30  # of a run length in a text of COCO's; pycocotools has 32 for it
-FARTHEST = 10  # sides of the image: pycocotools counts a polygon's pixels one by one, and ends the process at 10^8
+MOST_BITS = 30  # of a run length in COCO's compressed text; pycocotools has 32 for it
+FARTHEST = 10  # image sides: pycocotools counts a polygon's pixels one by one, and ends the process at 10^8
 
 
 def repeated(numbers: Iterable[Any]) -> Any | None:
-    """Return the most frequent of the ids that occur more than once; None if there is none."""
+    """Return the most frequent id if it occurs more than once, else None."""
     [(number, times)] = Counter(numbers).most_common(1) or [(None, 0)]
     return number if times > 1 else None
 
 
 def fault_of(annotation: Mapping[str, Any], height: int, width: int, categories: Mapping[int, str]) -> str:
-    """Return what is wrong with an annotation of an image; an empty text if it can be used."""
+    """Return an annotation's fault, or an empty text if it can be used."""
     category, box, area = annotation.get("category_id"), annotation.get("bbox"), annotation.get("area", 0)
     if not isinstance(category, (int, float, str)) or category not in categories:
         return f"category {category!r} is not listed"
@@ -32,7 +32,7 @@ def fault_of(annotation: Mapping[str, Any], height: int, width: int, categories:
 
 
 def fault_of_outline(outline: Any, height: int, width: int) -> str:
-    """Return what is wrong with a segmentation: a list of polygons, or run lengths (RLE) of the whole image."""
+    """Return the fault of a segmentation, which is a list of polygons, or run lengths (RLE) of the whole image."""
     if isinstance(outline, dict):
         return fault_of_runs(outline, height, width)
     if not isinstance(outline, list) or not outline:
@@ -69,10 +69,10 @@ def fault_of_runs(runs: Mapping[str, Any], height: int, width: int) -> str:
 
 
 def run_lengths(text: str) -> list[int] | None:
-    """Return the run lengths in one of COCO's texts, None if the text holds none.
+    """Return the run lengths in COCO's compressed text; None if the text is not of this form.
 
-    A letter's code less 48 has 5 bits of a number, the lowest first, and a sixth bit that says whether the number goes
-    on. The number's highest bit is its sign. From the fourth on, numbers are added to the run before the last.
+    A letter's code minus 48 has 5 bits of a number, the lowest first, and a sixth bit that says whether the number
+    continues. The number's highest bit is its sign. From the fourth on, each number is relative to the run two before.
     """
     runs: list[int] = []
     value = shift = 0

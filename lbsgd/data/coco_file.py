@@ -1,4 +1,4 @@
-"""COCO's file of annotations: its JSON, and its lists, checked before anything relies on them."""
+"""Read COCO's file of annotations, and check its JSON and its lists before anything relies on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lbsgd.data.coco_faults import is_finite, repeated
 from lbsgd.errors import DataError
 
 DOWNLOAD = "docs/detection.md says how to download COCO"
-LONGEST_SIDE = 10**6  # pixels; a longer one is a slip
+LONGEST_SIDE = 10**6  # pixels; a longer side is a mistake
 
 
 class ListedImage(NamedTuple):
@@ -26,7 +26,7 @@ class ListedImage(NamedTuple):
 
 
 def read_annotations(path: Path) -> tuple[dict[str, Any], str]:
-    """Return a file's content and its digest. Raises DataError for one that is not in COCO's format."""
+    """Return a file's content and its digest. Raises DataError if it is not in COCO's format."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -43,7 +43,7 @@ def read_annotations(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def names_of(path: Path, categories: Sequence[Any]) -> dict[Any, str]:
-    """Return the names of the categories by their ids. Raises DataError if one lacks either, or two have one id."""
+    """Return category names by id. Raises DataError if a category lacks its name or id, or if two share an id."""
     try:
         ids, names = [each["id"] for each in categories], [str(each["name"]) for each in categories]
     except (KeyError, TypeError) as error:
@@ -53,7 +53,7 @@ def names_of(path: Path, categories: Sequence[Any]) -> dict[Any, str]:
 
 
 def listed_images(path: Path, images: Iterable[Any]) -> list[ListedImage]:
-    """Return the images in the order of their ids. Raises DataError for an entry that cannot be understood."""
+    """Return the images in the order of their ids. Raises DataError for an invalid entry."""
     listed = [listed_image(path, entry) for entry in images]
     require_ids(path, "images", [image.id for image in listed])
     return sorted(listed, key=lambda image: image.id)
@@ -65,12 +65,12 @@ def listed_image(path: Path, entry: Any) -> ListedImage:
         if all(0 < side <= LONGEST_SIDE for side in (image.height, image.width)):
             return image
     except (KeyError, TypeError, ValueError, OverflowError):
-        pass  # as with a side that no image has
+        pass  # treated like an impossible side
     raise DataError(f"{path}: an image has no id, file_name, height or width that can be used: {str(entry):.100}")
 
 
 def by_image(path: Path, annotations: Iterable[Any]) -> dict[Any, list[dict[str, Any]]]:
-    """Return the annotations by the ids of their images. Raises DataError for one that cannot have an image."""
+    """Return the annotations by their image ids. Raises DataError for an annotation that cannot have an image."""
     grouped: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in annotations:
         try:
@@ -81,7 +81,7 @@ def by_image(path: Path, annotations: Iterable[Any]) -> dict[Any, list[dict[str,
 
 
 def require_ids(path: Path, what: str, ids: Sequence[Any]) -> None:
-    """Raise DataError for ids that cannot be told apart, or be put in an order."""
+    """Raise DataError for ids that cannot be told apart or ordered."""
     for each in ids:
         if not isinstance(each, str) and not is_finite(each):  # nan is equal to no other id
             raise DataError(f"{path}: an id of {what} is {each!r:.50}, neither a number nor a text; renumber them")

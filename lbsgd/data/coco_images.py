@@ -1,7 +1,7 @@
-"""Images and objects of COCO as batches on the device, through torch's DataLoader (Sec. 5.4).
+"""Load COCO's images and objects as batches on the device, through torch's DataLoader (Sec. 5.4).
 
-The flip of an image here, and the samples of its anchors and regions in the network, are drawn per (seed, epoch,
-image). So they are the same on any number of processes and loader workers, and after a restart.
+An image's flip, and in the network the samples of its anchors and regions, are drawn per (seed, epoch, image). So they
+are the same on any number of processes and loader workers, and after a restart.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Target = dict[str, torch.Tensor]
 
 
 class Example(NamedTuple):
-    """A training image and its objects as torchvision's detectors take them.
+    """A training image and its objects in the form of torchvision's detectors.
 
-    pixels: uint8 (3, H, W), a quarter of float32's bytes to hand over; `to` makes it float32
-    target: boxes float32 (N, 4), labels int64 (N,), masks uint8 (N, H, W), and `draw`, the key of its samples
+    pixels: uint8 (3, H, W), a quarter of float32's bytes to hand over; `to` converts them to float32
+    target: boxes float32 (N, 4), labels int64 (N,), masks uint8 (N, H, W), and `draw`, the key of the image's samples
     """
 
     pixels: torch.Tensor
@@ -36,7 +36,7 @@ class Example(NamedTuple):
     def to(self, device: torch.device | str) -> Example:
         moved = {name: on_device(value, device) for name, value in self.target.items() if name != "draw"}
         pixels = as_fractions(on_device(self.pixels, device))
-        return Example(pixels, {**moved, "draw": self.target["draw"]})  # a key stays on the host
+        return Example(pixels, {**moved, "draw": self.target["draw"]})  # the key stays on the host
 
 
 def on_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
@@ -45,33 +45,33 @@ def on_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
 
 
 def as_fractions(pixels: torch.Tensor) -> torch.Tensor:
-    """Return pixels as float32 in 0 ... 1, as torchvision's detectors take them."""
+    """Return pixels as float32 in 0 ... 1, the range of torchvision's detectors."""
     return pixels.float() / 255
 
 
 class ValImage(NamedTuple):
-    """A validation image and what is known of it."""
+    """A validation image's pixels and its entry in the annotations."""
 
     pixels: torch.Tensor
     image: Image
 
 
 def draw_of(seed: int, epoch: int, number: int) -> int:
-    """Return 63 random bits for an image of an epoch; the lowest one is its flip."""
+    """Return 63 random bits for an image of an epoch; the lowest bit is its flip."""
     return int(np.random.SeedSequence([seed, epoch, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def pixels_of(image: Image) -> torch.Tensor:
-    """Return an image's pixels, uint8 (3, H, W), turned by EXIF; samples of 16 bits are scaled, as in a conversion.
+    """Return an image's pixels, uint8 (3, H, W), turned by EXIF; 16-bit samples are scaled as the converter does.
 
-    Annotations belong to the image as it is shown, because tools draw on that. Raises DataError for a file that is no
-    image, or whose size is not the listed one.
+    Annotations belong to the image as it is shown, because annotation tools draw on that. Raises DataError if the file
+    is not an image, or does not have the listed size.
     """
     try:
         data = image.path.read_bytes()
         file = opened(data)
         array = rgb_pixels(file, data)
-        orientation = orientation_of(file)  # only now all of the file is read
+        orientation = orientation_of(file)  # now the whole file has been read
         array = turned(array, orientation)
     except (ImageError, OSError) as error:
         said = " ".join(str(error).split())
@@ -88,7 +88,7 @@ def pixels_of(image: Image) -> torch.Tensor:
 
 
 def mask_of(outline: Any, image: Image) -> np.ndarray:
-    """Return the pixels of a segmentation, polygons or run lengths, as uint8 (H, W)."""
+    """Return the mask of a segmentation (polygons or run lengths) as uint8 (H, W)."""
     try:
         from pycocotools import mask
     except ImportError as error:
@@ -121,7 +121,7 @@ def example_of(image: Image, label_of: dict[int, int], draw: int, flip: bool) ->
 
 
 class _Examples(Dataset):
-    """The training images of one epoch by their numbers, for loader workers."""
+    """The training images of one epoch by number, for loader workers."""
 
     def __init__(self, split: CocoSplit, seed: int, epoch: int, flip: bool):
         self.images, self.label_of = split.images, split.label_of
@@ -142,7 +142,7 @@ class _ValImages(Dataset):
 
 
 class CocoTrain(TrainData):
-    """The training images in batches of micro_batch, each n in a row of one orientation."""
+    """The training images in batches of micro_batch; each group of n in a row has one orientation."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class CocoTrain(TrainData):
 
 
 class CocoEval(EvalData):
-    """The validation images, one a batch, so that no image is padded to another's size."""
+    """The validation images, one per batch, so that no image is padded to another's size."""
 
     def __init__(self, split: CocoSplit, *, loader_workers: int, device: torch.device | str, share: Share):
         super().__init__(len(split), share)

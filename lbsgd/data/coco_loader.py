@@ -1,4 +1,4 @@
-"""Load examples in processes of their own, which end with their run and never before it.
+"""Load examples in separate processes, which end with their run and never before it.
 
 A loader worker's error, a full shared memory and a lost loader worker each end the run with one line.
 """
@@ -23,21 +23,21 @@ from lbsgd.processes.signals import STOP_SIGNALS, end_with, held_back
 
 ROOM = "in a container give --ipc=host or --shm-size=4g, or do without by --loader_workers 0"
 TENSORS = 5  # of an example, each an open file in shared memory
-OTHER_FILES = 64  # opened later
+OTHER_FILES = 64  # a reserve for files that are opened later
 
 
 def loaded(
     data: Dataset, batches: Sequence[Sequence[int]], loader_workers: int, device: torch.device | str = "cpu"
 ) -> Iterator[list[Any]]:
-    """Yield lists of images, loaded by as many loader workers (in this process with 0).
+    """Yield lists of images, loaded by this number of loader workers (in this process with 0).
 
-    They are in the host's memory, which is pinned if they are for a GPU: otherwise a copy to the device would wait for
-    the device's work. Raises the DataErrors of workers, a DataError if a worker is lost, and ConfigError if the system
-    allows too few open files.
+    The images are in the host's memory, pinned if they are for a GPU, because a copy to the device would otherwise wait
+    for the device's work. Raises the DataErrors of workers, a DataError if a worker is lost, and ConfigError if the
+    system allows too few open files.
     """
     if loader_workers:
         allow_batches(loader_workers, max(map(len, batches), default=0))
-        process_lock(ROOM)  # torch needs some, and would say less
+        process_lock(ROOM)  # torch needs locks, and its own error would say less
     loader: DataLoader = DataLoader(
         data,
         batch_sampler=[list(map(int, batch)) for batch in batches],
@@ -45,25 +45,25 @@ def loaded(
         collate_fn=in_shared_memory,
         pin_memory=torch.device(device).type == "cuda",
         worker_init_fn=as_loader_worker,
-        generator=torch.Generator(),  # else every epoch would move torch's own, and a resumed one once more
+        generator=torch.Generator(),  # else every epoch would advance torch's own, and a resumed epoch once more
     )
     try:
         with lost_loader_workers_told():
-            with held_back():  # a fork inherits it, and as_loader_worker comes a moment later
+            with held_back():  # workers inherit it until as_loader_worker runs
                 loading = iter(loader)
             if loader_workers:
                 tell_of_lost_loader_workers()
             yield from loading
-    except DataError as error:  # a loader worker's, which torch hands on with its traceback in the text
+    except DataError as error:  # a loader worker's; torch passes it on with its traceback in the text
         raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
 
 
 def allow_batches(loader_workers: int, images: int) -> None:
-    """Raise this process's limit of open files, which its workers inherit, so that batches of so many images fit.
+    """Raise this process's limit of open files, which its workers inherit, so that batches of `images` images fit.
 
-    torch loads two batches per worker ahead, and one is in use. A worker has up to three of its own (measured). At the
-    limit a thread of torch's prints an error, and the run would wait in vain. Raises ConfigError if the system forbids
-    a higher limit.
+    torch loads two batches ahead per worker, and one is in use. A worker has up to three of its own (measured). At the
+    limit one of torch's threads prints an error, and the run would wait forever. Raises ConfigError if the system
+    forbids a higher limit.
     """
     needed = TENSORS * images * (2 * loader_workers + 2) + len(os.listdir("/proc/self/fd")) + OTHER_FILES
     if (most := allow_open_files(needed)) is not None:
@@ -74,10 +74,9 @@ def allow_batches(loader_workers: int, images: int) -> None:
 
 
 def in_shared_memory(batch: list[Any]) -> list[Any]:
-    """Return a batch as it is; a worker moves its tensors to shared memory first.
+    """Return a batch unchanged; a worker moves its tensors to shared memory first.
 
-    torch would move them in a thread, and its errors would end nothing: with a full /dev/shm the run would wait in
-    vain.
+    torch would move them in a thread, whose errors do not end the run: with a full /dev/shm it would wait forever.
     """
     if get_worker_info() is not None:
         try:
@@ -104,15 +103,15 @@ def lost_loader_workers_told() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        if isinstance(error.__cause__, DataError):  # the handler's below, which knows more
+        if isinstance(error.__cause__, DataError):  # from the handler below, which knows more
             raise error.__cause__ from None
-        how = str(error).removeprefix("DataLoader worker").strip().rstrip(".").split(". ")[0]  # the rest is its advice
+        how = str(error).removeprefix("DataLoader worker").strip().rstrip(".").split(". ")[0]  # the rest is advice
         why = "memory, or the room in /dev/shm, may be too little"
         raise DataError(f"a loader worker {how}: {why}; {ROOM}") from None
 
 
 class TellsOfLostLoaderWorkers:
-    """torch's handler of SIGCHLD raises an error wherever the run is when a worker ends; here it is a DataError."""
+    """Wraps torch's SIGCHLD handler, which raises an error wherever the run is when a worker ends, as a DataError."""
 
     def __init__(self, of_torch: Callable[..., Any]):
         self.of_torch = of_torch
@@ -123,19 +122,19 @@ class TellsOfLostLoaderWorkers:
 
 
 def tell_of_lost_loader_workers() -> None:
-    """Put our handler around torch's, which a process has from its first worker on."""
+    """Wrap torch's handler in ours; a process has torch's from its first worker on."""
     handler = signal.getsignal(signal.SIGCHLD)
     if callable(handler) and not isinstance(handler, TellsOfLostLoaderWorkers):
-        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+        if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
             signal.signal(signal.SIGCHLD, TellsOfLostLoaderWorkers(handler))
 
 
 def as_loader_worker(number: int) -> None:
-    """Let a loader worker end with its run and never before it.
+    """Make a loader worker end with its run and never before it.
 
-    Launchers send signals to all processes, to the youngest first, and a run that loses a worker cannot save. A fork
-    would also pass signals on to the pipe of the run's guard. And it would free objects that the run has dropped but
-    not freed: gloo's groups then end threads that no fork has.
+    Launchers send signals to all processes, the youngest first, and a run that loses a worker cannot save. A fork would
+    also pass signals on to the pipe of the run's guard. And it would free objects that the run has dropped but not yet
+    freed: gloo's groups would then end threads that do not exist in a fork.
     """
     gc.freeze()
     signal.set_wakeup_fd(-1)
@@ -148,7 +147,7 @@ def as_loader_worker(number: int) -> None:
 
 
 def end_when_the_run_says(run: int) -> None:
-    """End this process at a SIGTERM of its run, and at no other."""
+    """End this process when its run sends SIGTERM, and ignore any other sender."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
         pass
     os._exit(0)

@@ -1,8 +1,8 @@
-"""The part of an image that is used: random crops and flips for training, the centre crop for the test (Sec. 5.1).
+"""Choose the part of an image to use: random crops and flips for training, the centre crop for tests (Sec. 5.1).
 
 A crop is a compiled function of (key, image, height, width) that returns (top, left, height, width, mirrored). It keeps
-no state. Its random numbers are those of splitmix64 under a key that depends on seed and epoch, at a position that
-depends on the image. So the crop of an image is the same on any thread, in any batch and process, and after a restart.
+no state. Its random numbers come from splitmix64, with a key that depends on seed and epoch and a position that depends
+on the image. So an image's crop is the same on any thread, in any batch and process, and after a restart.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NUM_TRIES = 10
 
 
 def crop_key(seed: int, epoch: int) -> np.uint64:
-    """Return the key under which the crops and flips of one epoch are drawn."""
+    """Return the key of one epoch's crops and flips."""
     return np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
 
 
@@ -27,7 +27,7 @@ def crop_key(seed: int, epoch: int) -> np.uint64:
 def uniform(key, position):
     """Return the number at this position of the splitmix64 sequence that starts at key, a float64 in [0, 1).
 
-    Every constant is a uint64, because Numba computes in float64 as soon as an int64 is among them.
+    Every constant is a uint64, because Numba computes in float64 as soon as one operand is an int64.
     """
     z = np.uint64(key) + np.uint64(0x9E3779B97F4A7C15) * (position + np.uint64(1))
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -37,16 +37,16 @@ def uniform(key, position):
 
 
 def random_resized_crop(scale: tuple[float, float], flip: bool) -> Callable:
-    """Return the training crop, distributed as torchvision's RandomResizedCrop and RandomHorizontalFlip.
+    """Return the training crop, distributed like torchvision's RandomResizedCrop and RandomHorizontalFlip.
 
     The box covers scale[0] to scale[1] of the area. The logarithm of its aspect ratio is uniform from log 3/4 to
-    log 4/3. If ten tries do not fit into the image, it is the largest central box of such a ratio. With flip, half of
-    the images are mirrored.
+    log 4/3. If ten tries do not fit into the image, the crop is the largest central box with such a ratio. With flip,
+    half of the images are mirrored.
     """
     smallest, area_range = scale[0], scale[1] - scale[0]
     narrowest, log_range = math.log(ASPECT_RATIO[0]), math.log(ASPECT_RATIO[1] / ASPECT_RATIO[0])
 
-    # Compiled here and not by FFCV, whose relaxed floating-point arithmetic may round differently elsewhere.
+    # Compiled here, not by FFCV, whose relaxed floating-point arithmetic may round differently on other machines.
     @njit(nogil=True)
     def draw(key, image, height, width):
         first = np.uint64(image) * np.uint64(1 + 4 * NUM_TRIES)

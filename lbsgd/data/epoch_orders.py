@@ -1,4 +1,4 @@
-"""The permutation of an epoch (Remark 4) as one array for all processes of a host."""
+"""Share an epoch's permutation (Remark 4) as one array between all processes of a host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHARED_FROM = 1 << 18  # images; a smaller order (1 MB) is drawn as fast as it i
 def host_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     """Return `epoch_order`, read-only; for many images as uint32, 4 bytes per image and host.
 
-    One process draws it and the others map it. It is the same order, number for number.
+    One process draws it, and the others map it. The order is the same, number for number.
     """
     if not SHARED_FROM <= num_images < 1 << 32:
         return epoch_order(num_images, seed, epoch)
@@ -23,5 +23,5 @@ def host_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
         shuffle(order, seed, epoch)
         return order
 
-    # NumPy promises the same order from the same version only.
+    # NumPy promises the same order only within a version.
     return shared("order", key_of(num_images, seed, epoch, np.__version__), drawn).view(np.uint32)

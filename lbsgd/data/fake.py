@@ -1,7 +1,7 @@
-"""Random images in place of a data set, at the speed of the device: `--fake_data`.
+"""Random images instead of a data set, at the speed of the device: `--fake_data`.
 
-Images depend only on the seed and their number. They come from a small pool on the device. Images with the same pixels
-have the same label, so a network can learn them.
+An image depends only on the seed and its number. Images come from a small pool on the device, and images with the same
+pixels have the same label, so a network can learn them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ POOL_SIZE = 256
 
 
 class _Pool:
-    """POOL_SIZE random images on the device; image i of the data set is number i % POOL_SIZE of the pool."""
+    """POOL_SIZE random images on the device; image i of the data set is image i % POOL_SIZE of the pool."""
 
     def __init__(self, num_classes: int, seed: int, pixels: Pixels) -> None:
         shape = (POOL_SIZE, 3, pixels.resolution, pixels.resolution)
@@ -30,7 +30,7 @@ class _Pool:
 
 
 class FakeImages(TrainData):
-    """num_images random training images, cut like those of `loaders.TrainLoader`."""
+    """num_images random training images, cut like `loaders.TrainLoader`'s."""
 
     def __init__(self, num_images: int, num_classes: int, cut: Cut, pixels: Pixels) -> None:
         super().__init__(num_images, cut)
@@ -41,7 +41,7 @@ class FakeImages(TrainData):
 
 
 class FakeEval(EvalData):
-    """num_images of the same random images, shared like those of `loaders.EvalLoader`."""
+    """num_images of the same random images, shared like `loaders.EvalLoader`'s."""
 
     def __init__(
         self, num_images: int, num_classes: int, *, seed: int, batch: int, share: Share, pixels: Pixels

@@ -1,10 +1,10 @@
-"""The door to FFCV: its threads decode our crops (Sec. 5.1), its own Loader takes our shuffle (Remark 4).
+"""The only door to FFCV: its threads decode our crops (Sec. 5.1), and its own Loader takes our shuffle (Remark 4).
 
-FFCV decodes in threads of its own, without Python. Three things are added here. The crop and flip of an image depend on
+FFCV decodes in its own threads, without Python. This module adds three things. An image's crop and flip depend on
 (seed, epoch, image) alone, not on threads, batches, processes or restarts. An epoch may start anywhere. A failure in
 FFCV's thread ends the training instead of blocking it forever.
 
-All of it is done in subclasses. FFCV's own classes and functions stay as they are: a stock Loader beside ours, or with
+All of this is done in subclasses. FFCV's own classes and functions do not change: a stock Loader, with or without
 `SharedShuffleOrder` as its order, behaves as if this module were not there.
 """
 
@@ -53,8 +53,8 @@ def crops() -> Crops:
 class CropDecoder(SimpleRGBImageDecoder):
     """Decodes the box of an image that `draw` (see crops.py) chooses and resizes it to resolution x resolution pixels.
 
-    FFCV gives each row of a batch the memory that an operation asks for. Here that is the row's pixels and its notes,
-    int64 (2,): the key of the epoch and the status of the image (see kernels.py).
+    FFCV gives each row of a batch the memory that an operation asks for: here the row's pixels and its notes, int64
+    (2,), which are the key of the epoch and the status of the image (see kernels.py).
     """
 
     def __init__(self, resolution: int, draw: Callable) -> None:
@@ -71,10 +71,10 @@ class CropDecoder(SimpleRGBImageDecoder):
 
 
 class MappedFile(MemoryContext):
-    """The mapped file in the place of FFCV's memory manager, which lists every image in Python's dictionaries.
+    """The mapped file instead of FFCV's memory manager, which lists every image in Python dictionaries.
 
-    FFCV's manager takes 600 bytes of private memory per image. It also finds the size of an image by searching its
-    place among all places, and changes Numba's type of byte arrays to a read-only one for the whole process.
+    FFCV's manager takes 600 bytes of private memory per image. It also finds an image's size by searching for its place
+    among all places, and changes Numba's type of byte arrays to a read-only one for the whole process.
     """
 
     def __init__(self, beton: BetonFile) -> None:
@@ -136,32 +136,32 @@ class DecodingThread(EpochIterator):
         self.images, self.key, self.read_ahead = images, key, read_ahead
         self.failure: Exception | None = None
         self.taken = 0
-        super().__init__(pipeline, images[:0])  # FFCV would cut all images into a list of batches
+        super().__init__(pipeline, images[:0])  # none, because FFCV would cut them all into a list of batches
 
     def start(self) -> None:
         """Called by FFCV's constructor once it has allocated the memory of our one operation."""
         [(_, notes)] = self.memory_allocations["operation"].values()
         notes[..., 0] = self.key.astype(np.int64)
         self.statuses = notes[..., 1]
-        self.cuda_streams = [None] * len(self.statuses)  # a thread is on device 0, where a stream opens a context
+        self.cuda_streams = [None] * len(self.statuses)  # the thread is on device 0, where a stream opens a context
         super().start()
 
     def run(self) -> None:
-        """Decode batch after batch. FFCV's own sets torch's threads, and waits forever after a failure."""
+        """Decode batch after batch. FFCV's own run sets torch's threads, and waits forever after a failure."""
         try:
             numba.set_num_threads(self.loader.num_workers)
-            numba.set_parallel_chunksize(1)  # with equal shares of a batch, threads would wait for the slowest
+            numba.set_parallel_chunksize(1)  # with equal shares of a batch, threads would wait for the slowest one
             for number, first in enumerate(range(0, len(self.images), self.loader.batch_size)):
                 images = self.images[first : first + self.loader.batch_size].astype(np.int64)
                 slot = number % len(self.statuses)
                 if not self._put((slot, self.run_pipeline(number, images, slot, None))):
                     return
             self._put(None)
-        except Exception as error:  # noqa: BLE001  whatever it is, __next__ reports it in the reader's thread
+        except Exception as error:  # noqa: BLE001  __next__ reports any error in the reader's thread
             self.failure = error
 
     def _put(self, batch: tuple | None) -> bool:
-        """Wait for a place in the queue. Return False if `close` was called instead."""
+        """Wait for a place in the queue. Return False if `close` is called first."""
         while not self.terminate_event.is_set():
             with contextlib.suppress(Full):
                 self.output_queue.put(batch, timeout=0.5)
@@ -183,7 +183,7 @@ class DecodingThread(EpochIterator):
     def _take(self) -> tuple | None:
         """Wait for a batch. Raise DataError if the thread has ended without one."""
         while True:
-            running = self.is_alive()  # asked first: the thread may put its last batch and end while we wait
+            running = self.is_alive()  # asked first, because the thread may put its last batch and end while we wait
             try:
                 return self.output_queue.get(timeout=1)
             except Empty:
@@ -191,7 +191,7 @@ class DecodingThread(EpochIterator):
                     raise DataError(f"decoding {self.loader.fname} failed: {self.failure!r}") from self.failure
 
     def _check(self, numbers: np.ndarray, statuses: np.ndarray) -> None:
-        """Raise DataError for an image that was not decoded, unless the converter found it as damaged as it is."""
+        """Raise DataError for an image that was not fully decoded, unless the converter found the same damage."""
         for number, status in zip(numbers[statuses != DONE], statuses[statuses != DONE], strict=True):
             require_usable(self.loader.beton, int(number), int(status))
 
@@ -207,7 +207,7 @@ class DecodingThread(EpochIterator):
 
 
 class SharedShuffleOrder(TraversalOrder):
-    """Remark 4 for FFCV's own Loader: the shared shuffle as its `order`.
+    """Remark 4 for FFCV's own Loader, as its `order`: the shared shuffle.
 
         order = SharedShuffleOrder(global_batch=256, micro_batch=32, seed=0)
         loader = ffcv.loader.Loader(path, batch_size=32, order=order, drop_last=True, pipelines=...)
@@ -235,7 +235,7 @@ class SharedShuffleOrder(TraversalOrder):
         )
 
     def __call__(self, loader: Loader) -> SharedShuffleOrder:
-        """Called by FFCV's Loader, which knows its images. Raises ValueError if its batches are no micro batches."""
+        """Called by FFCV's Loader, which knows its images. Raises ValueError if its batches are not micro batches."""
         if loader.batch_size != self.micro_batch:
             raise ValueError(
                 f"the Loader has batch_size={loader.batch_size}, and the order micro_batch={self.micro_batch}"

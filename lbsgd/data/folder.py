@@ -17,14 +17,14 @@ from lbsgd.data.beton_format import CONVERT
 from lbsgd.disk import is_there, read_note, replace_file, to_disk
 from lbsgd.errors import DataError
 
-UNPUBLISHED = ".converting/manifest.json"  # there from when the converter has finished both files until it names them
+UNPUBLISHED = ".converting/manifest.json"  # exists after the converter has finished both files until they are renamed
 LISTS = ("images_per_class", "skipped", "skipped_numbers")  # of the manifest, by split
-MOST_CLASSES = 1 << 20  # that labels alone may tell of; a label beyond it is damage
+MOST_CLASSES = 1 << 20  # to infer from labels alone; a higher label is damage
 
 
 @dataclass(frozen=True)
 class Split:
-    """The manifest's description of one file: its fingerprint and the digest of its tables (`beton_survey.Survey`)."""
+    """The manifest's description of one file, with its fingerprint and the digest of its tables (`Survey`)."""
 
     num_images: int
     num_bytes: int
@@ -36,7 +36,7 @@ class Split:
         return cls(beton.num_images, beton.identity.num_bytes, beton.fingerprint, beton.survey.tables)
 
     def describes(self, beton: BetonFile) -> bool:
-        """Return whether this is the file, in all bytes except the images', which `--verify` reads."""
+        """Return whether a file is the one described, in all bytes but the images', which `--verify` reads."""
         return self == Split.of(beton) and self.tables in ("", beton.survey.tables)
 
 
@@ -44,10 +44,10 @@ class Split:
 class Manifest:
     """manifest.json. The converter writes it last, so the two files that it describes are complete.
 
-    settings are the converter's, libraries the versions of the libraries that decoded and encoded. stored counts the
-    images of each split by the way they are kept. If the converter was told to leave out images that cannot be decoded,
-    skipped has their names, and skipped_numbers their numbers in the source's order. left_out counts for each split, by
-    reason, the files among the images that are no images.
+    settings are the converter's, and libraries the versions of the libraries that decoded and encoded. stored counts
+    the images of each split by the form in which they are stored. If the converter left out images that cannot be
+    decoded, skipped has their names, and skipped_numbers their numbers in the source's order. left_out counts the files
+    of each split that are not images, by reason.
     """
 
     classes: list[str]
@@ -57,8 +57,8 @@ class Manifest:
     settings: dict[str, object]
     converter_version: int
     listing: str = ""  # digest of names, labels and sizes of the source
-    stamps: str = ""  # digest of its times of modification; manifests of earlier converters have neither this
-    source_version: str = ""  # nor this digest of its archives' or shards' names, sizes and times; a folder has none
+    stamps: str = ""  # digest of its times of modification; earlier converters wrote neither this nor the next
+    source_version: str = ""  # digest of its archives' or shards' names, sizes and times; empty for a folder
     images_per_class: dict[str, list[int]] = field(default_factory=dict)  # by split; images lie class by class
     libraries: dict[str, str] = field(default_factory=dict)
     stored: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Manifest:
 
     @property
     def val_classes(self) -> list[int] | None:
-        """Return the numbers of the classes that have validation images, None if all have or nobody knows."""
+        """Return the numbers of the classes that have validation images; None if all have some, or if it is unknown."""
         counts = self.images_per_class.get("val", [])
         found = [number for number, count in enumerate(counts) if count]
         return found if found and len(found) < len(counts) == len(self.classes) else None
@@ -104,7 +104,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Read a manifest. Raise DataError for a file that is no manifest, or that this user may not read."""
+        """Read a manifest. Raise DataError if the file is not a manifest, or if this user may not read it."""
         try:
             content = read_note(path)
             known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
@@ -128,13 +128,13 @@ class ValData:
     num_classes: int
     classes: list[str] | None  # None without a manifest
     fingerprint: str
-    train_fingerprint: str | None  # of train.beton, which need not be there; None where nobody knows
-    val_classes: list[int] | None  # among which errors are counted, if not among all
+    train_fingerprint: str | None  # of train.beton, which need not exist; None if unknown
+    val_classes: list[int] | None  # the classes among which errors are counted, if not all
 
 
 @dataclass(frozen=True, eq=False)
 class ImageNetData(ValData):
-    """A verified data folder: both files agree with each other, and with the manifest if there is one."""
+    """A verified data folder: both files agree with each other and with the manifest, if there is one."""
 
     train: BetonFile
 
@@ -147,8 +147,8 @@ def data_folder(flag: str | None) -> Path:
 def open_data(data_dir: str | os.PathLike) -> ImageNetData:
     """Open train.beton and val.beton and verify that they belong together. Raise DataError if they do not.
 
-    The converter's manifest names the classes, and the number of images, the size and the fingerprint of both files.
-    Files from elsewhere have no manifest: their classes are 0 ... the highest label of the training images.
+    The converter's manifest has the names of the classes, and the number of images, size and fingerprint of both files.
+    Files from elsewhere have no manifest; their classes are 0 ... the highest label of the training images.
     """
     [train, val], manifest, num_classes = _open(Path(data_dir), ("train.beton", "val.beton"))
     names, among = (manifest.classes, manifest.val_classes) if manifest else (None, None)
@@ -157,9 +157,9 @@ def open_data(data_dir: str | os.PathLike) -> ImageNetData:
 
 
 def open_val(data_dir: str | os.PathLike) -> ValData:
-    """Open val.beton and verify it against the manifest. Raise DataError if it is not the manifest's.
+    """Open val.beton and verify it against the manifest. Raise DataError if it is not the described file.
 
-    Without a manifest the classes are counted as `open_data` does, or by val.beton if there is no train.beton.
+    Without a manifest the classes are counted as `open_data` does, or from val.beton if there is no train.beton.
     """
     folder = Path(data_dir)
     counted = not is_there(folder / "manifest.json") and is_there(folder / "train.beton")
@@ -170,7 +170,7 @@ def open_val(data_dir: str | os.PathLike) -> ValData:
 
 
 def _open(folder: Path, names: Sequence[str]) -> tuple[list[BetonFile], Manifest | None, int]:
-    """Return the verified files, their manifest, and how many classes there are: without it the first file tells."""
+    """Return the verified files, their manifest, and the number of classes, from the first file without a manifest."""
     missing = [name for name in names if not is_there(folder / name)]
     if missing:
         raise DataError(
@@ -178,7 +178,7 @@ def _open(folder: Path, names: Sequence[str]) -> tuple[list[BetonFile], Manifest
             f"{CONVERT.format(folder)}, or name another with --data_dir or IMAGENET_FFCV_DIR"
         )
     files, manifest = [BetonFile.open(folder / name) for name in names], None
-    interrupted = os.path.exists(folder / UNPUBLISHED)  # looked for first, because its next place is the folder
+    interrupted = os.path.exists(folder / UNPUBLISHED)  # before manifest.json, because it is moved there
     if (folder / "manifest.json").exists():
         manifest = Manifest.read(folder / "manifest.json")
         _check_manifest(manifest, files)
@@ -221,7 +221,7 @@ def _described(split: Split) -> str:
 
 
 def _classes_by_labels(beton: BetonFile) -> int:
-    """Return how many classes the labels imply. Raise DataError if nobody can have meant so many."""
+    """Return the number of classes that the labels imply. Raise DataError if it is impossibly large."""
     highest = beton.survey.highest_label
     if highest >= max(MOST_CLASSES, beton.num_images):
         raise DataError(

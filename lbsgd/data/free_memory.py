@@ -1,4 +1,4 @@
-"""The memory that this process may still fill: the host's, or less within a container or a job of Slurm."""
+"""The memory that this process may still fill: the host's, or less within a container or a Slurm job."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import psutil
 
 from lbsgd.processes.control_groups import groups
 
-# By version of control groups: the file of a group's limit, and what of its memory.stat the kernel cannot drop.
+# By version of control groups: the file with a group's limit, and the entries of memory.stat that cannot be dropped.
 FILES = {1: ("memory.limit_in_bytes", ("total_rss", "total_shmem")), 2: ("memory.max", ("anon", "shmem"))}
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """Return the bytes that are free, or hold files that can be read again. root: of the host's /proc and /sys."""
+    """Return the bytes that are free or hold files that can be read again. root: the parent of /proc and /sys."""
     return max(0, min([psutil.virtual_memory().available, *_left_in_groups(root)]))
 
 

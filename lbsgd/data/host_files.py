@@ -1,8 +1,8 @@
-"""Files that the processes of a host share, and find again at the next start: tables surveyed, orders, compiled code.
+"""Share files between the processes of a host and its later starts: surveys of tables, orders, compiled code.
 
-Each can be made again at any time. So a file that is missing, damaged or of another version is replaced, and if no
-folder can be used, each process makes its own copy in memory. The files lie in TMPDIR/lbsgd-UID, which must be this
-user's alone, because compiled code is among them.
+Each file can be made again at any time. So a file that is missing, damaged or of another version is replaced, and
+without a usable folder each process makes its own copy in memory. The files are in TMPDIR/lbsgd-UID, which must belong
+to this user alone, because it holds compiled code.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from lbsgd.disk import locked
 
 HEAD = np.dtype([("magic", "S8"), ("checksum", "<u4"), ("unused", "V4"), ("num_bytes", "<u8"), ("reserved", "V40")])
 MAGIC = b"lbsgd-h1"
-# How many files of a kind stay. An order of 14 million images has 56 MB; unlinking one harms nobody who has mapped it.
+# The number of files of each kind to keep. An order of 14 million images has 56 MB. A file that is unlinked stays valid
+# in processes that have mapped it.
 KEPT = {"order": 2, "tables": 64, "sizes": 4, "code": 64}
 
 
 def key_of(*parts: object) -> str:
-    """Return a short name for plain values that are shown in full by repr."""
+    """Return a short name for plain values, which repr must show in full."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def folder() -> Path | None:
-    """Return this user's folder; None if it cannot be made, or if others may write into it."""
+    """Return this user's folder; None if it cannot be made, or if others can write to it."""
     path = Path(tempfile.gettempdir()) / f"lbsgd-{os.getuid()}"
     try:
         path.mkdir(mode=0o700, exist_ok=True)
@@ -45,7 +46,7 @@ def folder() -> Path | None:
 
 
 def shared(kind: str, key: str, make: Callable[[], bytes | np.ndarray]) -> np.ndarray:
-    """Return the bytes that make() returns, uint8 and read-only, made by one process of the host and mapped by all.
+    """Return make()'s bytes, uint8 and read-only. One process of the host makes them, and all map them.
 
     kind is one of KEPT, and key names everything that the bytes depend on.
     """
@@ -53,7 +54,7 @@ def shared(kind: str, key: str, make: Callable[[], bytes | np.ndarray]) -> np.nd
     if found is not None:
         return found
     with _one_at_a_time(kind):
-        found = read(kind, key)  # another process may have made it while this one waited
+        found = read(kind, key)  # another process may have made the file while this one waited
         if found is not None:
             return found
         made = make()
@@ -81,7 +82,7 @@ def read(kind: str, key: str) -> np.ndarray | None:
 
 
 def write(kind: str, key: str, content: bytes | np.ndarray) -> None:
-    """Write a file that other processes find whole or not at all. Do nothing if there is no room for it."""
+    """Write a file atomically. Do nothing if there is no room for it."""
     place = folder()
     if place is None:
         return
@@ -101,7 +102,7 @@ def write(kind: str, key: str, content: bytes | np.ndarray) -> None:
 
 
 def _remove_oldest(place: Path, kind: str) -> None:
-    """Keep the newest files of a kind, and no parts of files that a process left behind when it was killed."""
+    """Remove all but the newest files of a kind, and the unfinished files of killed processes."""
     files = sorted(place.glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime)
     for path in files[: -KEPT[kind]]:
         path.unlink(missing_ok=True)
@@ -112,12 +113,12 @@ def _remove_oldest(place: Path, kind: str) -> None:
 
 @contextlib.contextmanager
 def _one_at_a_time(kind: str) -> Iterator[None]:
-    """Let one process of the host at a time make files of a kind; a process that dies lets the next one in."""
+    """Let only one process of the host at a time make files of a kind; if it dies, the next one may."""
     place = folder()
     if place is None:
         yield
         return
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # a full disk, say: they all make it
+        with contextlib.suppress(OSError):  # without a lock, such as on a full disk, all make it
             locked(stack.enter_context(open(place / f"{kind}.lock", "wb")), wait=True)
         yield

@@ -1,12 +1,11 @@
-"""Numba's compiled code, kept between starts of a host: loading it takes a tenth of the time of compiling.
+"""Keep Numba's compiled code between starts on a host: loading it takes a tenth of the time of compiling.
 
 Numba's own cache does not fit here. It tells functions apart by the identity of the compiled functions that they call,
-and this identity changes with every start. It does not notice a change in another module, and a damaged file crashes
-it. So code is kept in `host_files` under a key of everything that it depends on, and machine code is checked before it
-is loaded.
+which changes with every start. It does not notice a change in another module, and a damaged file crashes it. So code is
+kept in `host_files` under a key of everything that it depends on, and machine code is checked before it is loaded.
 
-Code that is kept must hold no address of this process. It reaches C functions by their symbols' names (`kernels.py`).
-Nor may other code bear its names, so functions are numbered at random, as below.
+Kept code must not contain addresses of this process. It reaches C functions by their symbols' names (`kernels.py`). Nor
+may other code have the same names, so functions are numbered at random, as below.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ from numba.typed import typeddict
 from lbsgd.data.host_files import key_of, read, write
 
 # Numba names machine code and its constants by a function's name, argument types and number, and counts from 1 in each
-# process. So crops that different processes had compiled could share a name. A process that loaded both ran one in the
-# place of the other, or missed its constants: "'descr' is NULL" (numba/numba#10486).
+# process. So crops that different processes had compiled could share a name. A process that loaded both ran one instead
+# of the other, or missed its constants: "'descr' is NULL" (numba/numba#10486).
 FunctionIdentity._unique_ids = iter(lambda: uuid.uuid4().int, None)  # type: ignore[assignment]
 
 
 class KeptCode(NullCache):
     """The cache of one compiled function, in the form that Numba's dispatchers ask for.
 
-    stamp: names what else the code depends on, besides its sources, argument types, this processor and Numba.
+    stamp: everything that the code depends on in addition to sources, argument types, processor and Numba.
     """
 
     def __init__(self, stamp: object) -> None:
@@ -65,7 +64,7 @@ class KeptCode(NullCache):
 
 
 def sources() -> list[str]:
-    """Return digests of all modules of this folder, because their functions call each other."""
+    """Return the digests of all modules in this folder, because their functions call each other."""
     return [digest_of(str(path)) for path in sorted(Path(__file__).parent.rglob("*.py"))]
 
 
@@ -84,7 +83,7 @@ def keep(function) -> None:
 
 
 def stamp_of(function) -> object:
-    """Return what distinguishes functions: their source, Numba's options, and the constants that they enclose."""
+    """Return what distinguishes a function: its source, Numba's options, and the constants that it encloses."""
     constants = []
     for cell in function.py_func.__closure__ or ():
         value = cell.cell_contents
@@ -95,9 +94,9 @@ def stamp_of(function) -> object:
 
 @contextlib.contextmanager
 def kept_dictionaries() -> Iterator[None]:
-    """Keep what Numba compiles for typed dictionaries meanwhile.
+    """Keep the code that Numba compiles inside for typed dictionaries.
 
-    Importing FFCV fills such a dictionary with two entries, which Numba compiles for four to five seconds.
+    Importing FFCV puts two entries into such a dictionary, for which Numba compiles for four to five seconds.
     """
     functions: tuple[Any, ...] = (typeddict._make_dict, typeddict._setitem)
     before = [function._cache for function in functions]

@@ -1,4 +1,4 @@
-"""The numbers of threads that torch and Numba compute with, kept while FFCV changes them."""
+"""Keep the numbers of torch's and Numba's threads, which FFCV changes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 @contextlib.contextmanager
 def keeping_threads() -> Iterator[None]:
-    """Keep the numbers of torch's and Numba's threads. FFCV sets both on import and whenever a Loader is built.
+    """Keep the numbers of torch's and Numba's threads inside. FFCV sets both on import and when a Loader is built.
 
-    Sums over another number of threads differ in their last bits.
+    With another number of threads, sums differ in their last bits.
     """
     torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
     try:

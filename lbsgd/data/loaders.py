@@ -1,4 +1,4 @@
-"""Images by number from an FFCV file: normalised batches on the device, for training and evaluation (Sec. 5.1)."""
+"""Load images by number from an FFCV file as normalised batches on the device (Sec. 5.1)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ BATCHES_OF_LABELS = 256
 class DecodedImages:
     """The images of one file, cropped by `draw` (see crops.py) and put on the device in batches.
 
-    threads decode; from_disk asks the disk for images ahead of the threads, for a file that memory cannot hold.
-    Raises ConfigError for a number of threads that this process cannot have, DataError for an unusable file.
+    threads is the number of threads that decode. from_disk asks the disk for images ahead of the threads, for a file
+    that does not fit into memory. Raises ConfigError for a number of threads that this process cannot have, and
+    DataError for an unusable file.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class DecodedImages:
         self._threads: set[DecodingThread] = set()
 
     def batches(self, numbers: np.ndarray, key: np.uint64) -> Batches:
-        """Yield the images of these numbers, with crops drawn under the key."""
+        """Yield the images of these numbers, with crops drawn from the key."""
         if len(numbers) == 0:
             return
         self.beton.require_unchanged()
@@ -66,7 +67,7 @@ class DecodedImages:
             self._threads.discard(thread)
 
     def _labels(self, numbers: np.ndarray) -> Iterator[torch.Tensor]:
-        """Yield the labels in batches. Each copy to the device takes those of many batches, not of a whole epoch."""
+        """Yield the labels in batches. Each copy to the device takes many batches, but not a whole epoch."""
         several = self.batch * BATCHES_OF_LABELS
         for first in range(0, len(numbers), several):
             labels = self.beton.labels[numbers[first : first + several]]
@@ -81,7 +82,7 @@ class TrainLoader(TrainData):
     """One rank's share of the training images, augmented (Sec. 5.1).
 
     Images come as (micro_batch, 3, resolution, resolution) in the pixels' dtype, labels as int64, both on the device.
-    Crops depend on (seed, epoch, image) alone, so threads, world size, micro batch and a restart change no pixel.
+    Crops depend on (seed, epoch, image) alone, so threads, world size, micro batch and restarts change no pixel.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class TrainLoader(TrainData):
 
 
 class EvalLoader(EvalData):
-    """One rank's share of the validation images by their centre crop, in batches of `batch`."""
+    """One rank's share of the validation images, as centre crops in batches of `batch`."""
 
     def __init__(
         self,

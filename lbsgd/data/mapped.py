@@ -1,4 +1,4 @@
-"""Map a file so that its loss while it is read ends the process with one line in place of a bus error."""
+"""Map a file so that its loss while it is read ends the process with one line instead of a bus error."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lbsgd.errors import DataError
 def mapped(path: Path, way_out: str) -> np.ndarray:
     """Return the bytes of a file, uint8 and read-only. Raises OSError, and ValueError for an empty file.
 
-    A page that cannot be read any more, because the file has shrunk or its disk fails, prints a line with the way out
-    and ends the process with DataError's exit code (bus_error.c). Without the compiled kernels it is a bus error.
+    If a page can no longer be read, because the file has shrunk or its disk fails, the process prints a line with the
+    way out and ends with DataError's exit code (bus_error.c). Without the compiled kernels it ends by a bus error.
     """
     with open(path, "rb") as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -1,10 +1,10 @@
-"""What PIL decodes, which is everything but plain JPEGs; samples of 16 bits become 8, other depths are refused.
+"""Decode images with PIL, which takes everything but plain JPEGs; 16-bit samples become 8-bit, others are refused.
 
-    8 bits                            as PIL turns them into RGB
+    8 bits                            PIL's conversion to RGB
     16 bits, grey or colour           value / 257, rounded: 65,535 is 255
-    12 or 32 bits, signed, floats     ImageError, because nobody can tell which value is white
+    12 or 32 bits, signed, floats     ImageError, because it is unknown which value is white
 
-PIL itself clips grey of 16 bits to 255, which makes such images white.
+PIL itself clips 16-bit grey to 255, which makes such images white.
 
 PIL's decoders raise nearly anything for a damaged file. `library_errors` turns all of it into ImageError, around calls
 of PIL and OpenCV only, so that a bug in our own code stays a traceback and never passes for a damaged image.
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from PIL import Image
 
 OPENCV_OUT_OF_MEMORY = -4  # cv2.Error.StsNoMem
-BITS, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # tags of a TIFF, and of EXIF
+BITS, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # tags of TIFF and EXIF
 WHITE_IS_ZERO = 0
 WHITE = 65_535
-STRIPE = 256  # rows that are scaled at a time
+STRIPE = 256  # rows to scale at a time
 
 
 class ImageError(ValueError):
-    """An image that cannot be decoded, or whose result cannot be kept."""
+    """An image cannot be decoded, or its result cannot be stored."""
 
 
 @contextlib.contextmanager
 def library_errors() -> Iterator[None]:
-    """Turn what PIL and OpenCV raise into ImageError, and drop PIL's warnings, such as of corrupt EXIF or many pixels.
+    """Turn errors of PIL and OpenCV into ImageError, and drop PIL's warnings, such as of corrupt EXIF or many pixels.
 
-    Wrap only calls of these libraries: an exception of our own code is a bug, and must not pass for a damaged image.
+    Wrap only calls of these libraries: an exception in our own code is a bug, and must not pass for a damaged image.
     """
     try:
         with warnings.catch_warnings():
@@ -53,38 +53,38 @@ def library_errors() -> Iterator[None]:
 
 
 def opened(data: bytes | BinaryIO) -> Image.Image:
-    """Return PIL's image, whose header has been read and nothing else, from its bytes or a file."""
+    """Return PIL's image from its bytes or a file, with only the header read."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with library_errors():
             return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
     except ImageError as error:
-        if isinstance(error.__cause__, UnidentifiedImageError):  # whose words are the place of the data in memory
+        if isinstance(error.__cause__, UnidentifiedImageError):  # its text is an address in memory
             raise ImageError("no image that PIL knows" if data else "an empty file") from error.__cause__
         raise
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8, that pixels from `rgb_pixels` have still to be turned by; 1 for none.
+    """Return the EXIF orientation, 1 to 8, by which pixels from `rgb_pixels` must still be turned; 1 is upright.
 
-    It may stand behind a PNG's pixels, and in XMP in place of EXIF. PIL itself turns a TIFF when it decodes it. An
-    orientation that cannot be read turns nothing, as in other programs.
+    It may come after a PNG's pixels, and in XMP instead of EXIF. PIL itself turns a TIFF when it decodes it. An
+    unreadable orientation counts as upright, as in other programs.
     """
     from PIL import Image
 
     try:
         with library_errors():
-            if getattr(image, "tile", None):  # OpenCV has decoded it, and PIL has not read to its end
+            if getattr(image, "tile", None):  # OpenCV has decoded the image, and PIL has not read it to the end
                 image.load()
-            orientation = Image.Image.getexif(image).get(ORIENTATION, 1)  # a PNG's own would decode a closed image
+            orientation = Image.Image.getexif(image).get(ORIENTATION, 1)  # a PNG's getexif would decode a closed image
     except ImageError:
         return 1
     return int(orientation) if orientation in range(1, 9) else 1
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Return a view of pixels (height, width, 3) as they are to be shown by their EXIF orientation."""
+    """Return a view of pixels (height, width, 3), turned upright by their EXIF orientation."""
     if orientation > 4:
         pixels = pixels.swapaxes(0, 1)
     rows, columns = ((1, 1), (1, -1), (-1, -1), (-1, 1))[(orientation - 1) % 4]
@@ -92,13 +92,13 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def unusable_depth(image: Image.Image) -> str | None:
-    """Return what the samples of an image are if they cannot become 8 bits, None if they can."""
+    """Return the kind of an image's samples if they cannot be converted to 8 bits, else None."""
     if image.mode == "F":
         return "floating-point"
     if image.mode.startswith("I;16"):
         bits = _tag(image, BITS, (16,))[0]
         return None if bits == 16 else f"{bits}-bit"
-    if image.mode == "I" and image.format != "PPM":  # of which PIL makes 0 ... 65,535, whatever its largest value is
+    if image.mode == "I" and image.format != "PPM":  # PIL scales a PPM to 0 ... 65,535, whatever its largest value
         return "32-bit or signed"
     return None
 
@@ -106,7 +106,7 @@ def unusable_depth(image: Image.Image) -> str | None:
 def has_16_bits(image: Image.Image) -> bool:
     """Return whether an image's samples are scaled from 16 bits to 8."""
     how = str(_decoder_arguments(image))
-    packed = "BGR;16" in how  # three samples of 5 and 6 bits, as in a BMP
+    packed = "BGR;16" in how  # three samples of 5 or 6 bits, as in a BMP
     return image.mode.startswith("I") or (";16" in how and not packed) or (image.format == "PPM" and str(WHITE) in how)
 
 
@@ -117,7 +117,7 @@ def _decoder_arguments(image: Image.Image) -> object:
 
 
 def rgb_pixels(image: Image.Image, data: bytes) -> np.ndarray:
-    """Return uint8 (height, width, 3), red first. data: the file. The image is closed. Raises ImageError."""
+    """Return uint8 (height, width, 3), red first, and close the image. data: the file's bytes. Raises ImageError."""
     if depth := unusable_depth(image):
         raise ImageError(f"{depth} samples, of which nobody can tell which is white")
     if image.mode.startswith("I"):
@@ -126,7 +126,7 @@ def rgb_pixels(image: Image.Image, data: bytes) -> np.ndarray:
         return pixels
     with library_errors():
         converted = image.convert("RGB")
-        image.close()  # frees its pixels before there are more copies
+        image.close()  # frees its pixels before more copies are made
         return np.asarray(converted)
 
 
@@ -140,10 +140,10 @@ def _grey_of_16_bits(image: Image.Image) -> np.ndarray:
 
 
 def _colours_of_16_bits(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """Return OpenCV's pixels, scaled; None if OpenCV gives no three colours, so that PIL's high bytes must do."""
+    """Return OpenCV's pixels, scaled; None if OpenCV does not return three colours, and PIL's high bytes must do."""
     try:
         import cv2
-    except ImportError:  # which detection does without
+    except ImportError:  # detection works without OpenCV
         return None
     if image.format not in ("PNG", "TIFF", "PPM") or _tag(image, ORIENTATION, 1) != 1:
         return None
@@ -163,5 +163,5 @@ def _in_8_bits(samples: np.ndarray) -> np.ndarray:
 
 
 def _tag(image: Image.Image, number: int, default: Any) -> Any:
-    """Return a tag of a TIFF, the default for any other file."""
+    """Return a TIFF's tag, or the default for any other file."""
     return getattr(image, "tag_v2", {}).get(number, default)

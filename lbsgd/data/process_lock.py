@@ -12,7 +12,7 @@ ROOM = "make room there (in a container, --shm-size), or have it mounted for wri
 
 
 def process_lock(room: str = ROOM) -> AbstractContextManager[Any]:
-    """Return a new lock. Raises DataError where /dev/shm, in which it lies, takes none: the system names no place."""
+    """Return a new lock. Raises DataError if /dev/shm has no room for it, because the system's error names no place."""
     try:
         return multiprocessing.get_context("fork").RLock()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The storage that images are read from: memory if the file fits there, else the disk, some batches ahead."""
+"""Choose the storage that images are read from: memory if the file fits, else the disk, some batches ahead."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from lbsgd.data.free_memory import free_memory
 from lbsgd.errors import ConfigError
 from lbsgd.units import size
 
-FITS = 0.8  # the part of the free memory that a file may fill; the rest is left to other programs
+FITS = 0.8  # the fraction of free memory that a file may fill; the rest is for other programs
 AHEAD_BYTES = 256 << 20
 CHUNK = 64 << 20
-IMAGES_AT_ONCE = 1024  # looked up in the tables
+IMAGES_AT_ONCE = 1024  # looked up in the tables at a time
 
 
 @dataclass(frozen=True)
 class ReadFrom:
     """The storage of a file.
 
-    kind    memory (read whole while training begins), page cache, or disk (read ahead in order)
+    kind    memory (read whole at the start of training), page cache, or disk (read ahead in order)
     """
 
     kind: str
@@ -34,7 +34,7 @@ class ReadFrom:
 
     @classmethod
     def choose(cls, path: Path, in_memory: bool) -> ReadFrom:
-        """Choose by the size of the file and the free memory. Raise ConfigError if it must fit and does not."""
+        """Choose by the file's size and the free memory. Raise ConfigError if the file must fit but does not."""
         num_bytes, free = path.stat().st_size, free_memory()
         sizes = f"{path.name} has {size(num_bytes)}, {size(free)} of memory are free"
         if in_memory and num_bytes > FITS * free:
@@ -46,8 +46,8 @@ class ReadFrom:
 
 @cache
 def warn(path: Path, reason: str) -> None:
-    """Say once that a file cannot be read ahead. Training goes on; a read that fails later ends the run."""
-    with suppress(OSError, ValueError):  # a console that is gone
+    """Warn once that a file cannot be read ahead. Training goes on; a read that fails later ends the run."""
+    with suppress(OSError, ValueError):  # the console may be gone
         print(f"warning: {path} cannot be read ahead ({reason}); images are read as they are needed", flush=True)
 
 
@@ -63,7 +63,7 @@ def read_whole(path: Path) -> None:
 
 
 class Chosen:
-    """The rows of a column that some numbers choose, in their order; only a slice of it takes memory."""
+    """The rows of a column at given numbers, in their order; only a slice of them takes memory."""
 
     def __init__(self, column: np.ndarray, numbers: np.ndarray) -> None:
         self.column, self.numbers = column, numbers
@@ -79,19 +79,19 @@ class ReadAhead:
     """A thread that asks the kernel for the images of an epoch in the order of decoding, at most AHEAD_BYTES ahead.
 
     Without it, the decoder faults in one page at a time and waits for each. A kernel that knows of many images reads
-    them at once. starts and sizes say where each image of the order lies in the file, in bytes.
+    them at once. starts and sizes are the place and the size of each image of the order in the file, in bytes.
     """
 
     def __init__(self, path: Path, starts: np.ndarray | Chosen, sizes: np.ndarray | Chosen) -> None:
         self.path, self.starts, self.sizes = path, starts, sizes
         self.decoded, self.asked, self.changed = 0, 0, threading.Condition()
-        self.bytes_ahead, self.counted = 0, 0  # bytes of images asked for, but for the first `counted`, the decoded
+        self.bytes_ahead, self.counted = 0, 0  # bytes asked for, without the first `counted` images, which are decoded
         self.closed = False
         self.thread = threading.Thread(target=self.run, name="lbsgd read ahead", daemon=True)
         self.thread.start()
 
     def advance(self, num_images: int) -> None:
-        """Tell the thread that the first num_images of the order are decoded."""
+        """Tell the thread that the first num_images images of the order are decoded."""
         with self.changed:
             self.decoded = num_images
             self.changed.notify()
@@ -104,7 +104,7 @@ class ReadAhead:
             warn(self.path, str(error.strerror))
 
     def follow(self, file: int) -> None:
-        """Ask for more images whenever some are decoded, until the end."""
+        """Ask for more images whenever some have been decoded, until the end."""
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.closed or self.decoded > self.counted or self.may_ask())
@@ -119,12 +119,12 @@ class ReadAhead:
         return len(next_one) > 0 and self.bytes_ahead + int(next_one[0]) < AHEAD_BYTES
 
     def forget(self, decoded: int) -> None:
-        """Subtract the decoded images from the count; some may have been too large to ask for."""
+        """Subtract the decoded images from bytes_ahead; some may have been too large to ask for."""
         self.bytes_ahead -= int(self.sizes[self.counted : min(decoded, self.asked)].sum())
         self.counted, self.asked = decoded, max(decoded, self.asked)
 
     def ask(self, file: int) -> None:
-        """Ask for the next images of the order, as long as the images ahead have less than AHEAD_BYTES."""
+        """Ask for the next images of the order, while the images ahead have fewer than AHEAD_BYTES bytes."""
         rows = slice(self.asked, self.asked + IMAGES_AT_ONCE)
         for start, num_bytes in zip(self.starts[rows].tolist(), self.sizes[rows].tolist(), strict=True):
             if self.bytes_ahead + num_bytes >= AHEAD_BYTES:
@@ -135,7 +135,7 @@ class ReadAhead:
             self.bytes_ahead += num_bytes
 
     def close(self) -> None:
-        """End the thread. A second call does nothing; FFCV's iterator makes one when it is deleted."""
+        """End the thread. A second call, such as when FFCV's iterator is deleted, does nothing."""
         with self.changed:
             self.closed = True
             self.changed.notify()

@@ -1,7 +1,7 @@
-"""Which images a process takes and in which form: the one place that cuts an epoch for a rank (Remark 4).
+"""Decide which images a process takes and in which form; only this module cuts an epoch for a rank (Remark 4).
 
-`TrainData` and `EvalData` say which images come, by their numbers. Their subclasses turn numbers into batches:
-`loaders.py` from FFCV files, `coco_images.py` from COCO's images, `fake.py` from random ones.
+`TrainData` and `EvalData` choose the images by number. Their subclasses turn numbers into batches: `loaders.py` from
+FFCV files, `coco_images.py` from COCO's images, `fake.py` from random images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from lbsgd.algorithm.shuffle import rank_batches, rank_groups, rank_share
 from lbsgd.data.epoch_orders import host_order
 
-# A classifier's: images (batch, 3, R, R) and labels int64 (batch,). A detector's are those of `coco_images.py`.
+# A classifier's batches: images (batch, 3, R, R) and labels int64 (batch,). A detector's are in `coco_images.py`.
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -30,7 +30,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How epochs are cut: shuffled by a seed, into updates and passes of so many images, for one process."""
+    """How epochs are cut for one process: shuffled by a seed, into updates and passes of these sizes."""
 
     seed: int
     global_batch: int
@@ -51,7 +51,7 @@ class Pixels:
 class TrainData(ABC):
     """One process's share of the training images, epoch by epoch.
 
-    Which images come, and in which order, depends on seed and epoch alone. World size and micro batch only cut them.
+    The images and their order depend on seed and epoch alone. World size and micro batch only cut them.
     An epoch may start at any iteration.
     """
 
@@ -59,12 +59,12 @@ class TrainData(ABC):
         self.num_images, self.cut = num_images, cut
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the images in the order that all ranks cut: the epoch's one shuffle."""
+        """Return the images in the order that all ranks share: the epoch's one shuffle."""
         return host_order(self.num_images, self.cut.seed, epoch)
 
     @abstractmethod
     def batches(self, numbers: np.ndarray, epoch: int) -> Batches:
-        """Yield the images of these numbers, as they are in this epoch, in batches of micro_batch."""
+        """Yield the images of these numbers, as augmented in this epoch, in batches of micro_batch."""
 
     def close(self) -> None:  # noqa: B027  empty on purpose: only loaders have threads to end
         """End the threads of all iterators that have not reached their end."""
@@ -85,8 +85,8 @@ class TrainData(ABC):
     def statistics_batches(self, epoch: int, num_images: int, per_worker_batch: int) -> Iterator[torch.Tensor]:
         """Yield the first num_images of the epoch, without labels, to recompute batch norm's statistics (Sec. 5.2).
 
-        They come in whole groups of n = per_worker_batch, as many at once as a micro batch holds. The groups are the
-        same for any world size; each rank gets its share of them.
+        They come in whole groups of n = per_worker_batch images, as many groups at once as a micro batch holds. The
+        groups are the same for any world size; each rank gets its share of them.
         """
         assert self.cut.micro_batch % per_worker_batch == 0
         groups = rank_groups(
@@ -102,8 +102,8 @@ class TrainData(ABC):
 class EvalData(ABC):
     """One process's share of the validation images; all shares together hold each image exactly once.
 
-    Each iteration over it yields (images, labels) in batches; the last one may be smaller. A process without images
-    yields nothing.
+    Iterating over it yields batches of (images, labels); the last batch may be smaller. A process without images yields
+    nothing.
     """
 
     def __init__(self, num_images: int, share: Share) -> None:

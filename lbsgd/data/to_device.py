@@ -1,4 +1,4 @@
-"""Decoded batches -> normalised images on the device (Sec. 5.1); a GPU does this while it trains on the last batch."""
+"""Copy decoded batches to the device and normalise them (Sec. 5.1); a GPU does so while it trains on the last batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from lbsgd.data.native.library import library
 from lbsgd.data.share import Pixels
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the colours of ImageNet; 1 is full brightness
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours; 1 is full brightness
 
 
 class Prefetcher:
@@ -19,7 +19,7 @@ class Prefetcher:
 
         (x/255 − mean) / std    for each colour
 
-    The memory of an array may be used again as soon as the next array is taken. For a GPU it should be pinned.
+    An array's memory may be reused as soon as the next array is taken. For a GPU it should be pinned.
     """
 
     def __init__(self, pixels: Pixels) -> None:
@@ -27,7 +27,7 @@ class Prefetcher:
         self.mean, self.std = (
             255 * torch.tensor(colours, device=self.device).view(1, 3, 1, 1) for colours in (MEAN, STD)
         )
-        # One for all epochs: torch keeps freed memory for each stream, and has 32 of them.
+        # One stream for all epochs: torch keeps freed memory for each stream, and has 32 of them.
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def __call__(self, batches: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
@@ -45,14 +45,14 @@ class Prefetcher:
                 images = memory.take(pixels.shape)
                 colours = mean.data_ptr(), std.data_ptr()
                 kernels.lbsgd_normalise_interleaved(pixels.ctypes.data, pixels.size // 3, *colours, images.data_ptr())
-                # Free in channels_last and fp32, which a run on a CPU asks for most often.
+                # This costs nothing in channels_last and fp32, the most frequent choice on a CPU.
                 yield images.permute(0, 3, 1, 2).to(self.dtype, memory_format=self.memory_format)
             else:
                 yield self._normalised(torch.from_numpy(pixels))
 
     def _one_ahead(self, batches: Iterable[np.ndarray], stream: torch.cuda.Stream) -> Iterator[torch.Tensor]:
-        """Copy and normalise one batch ahead of the reader, on a stream of its own."""
-        stream.wait_stream(torch.cuda.current_stream(self.device))  # which made mean and std
+        """Copy and normalise one batch ahead of the reader, on a separate stream."""
+        stream.wait_stream(torch.cuda.current_stream(self.device))  # it computes mean and std
         ahead = None
         for batch in batches:
             with torch.cuda.stream(stream):
@@ -63,19 +63,19 @@ class Prefetcher:
             if ahead is not None:
                 yield self._handed_over(*ahead)
             ahead = images, finished
-            copied.synchronize()  # before the next batch is taken; we are one ahead, so this has long happened
+            copied.synchronize()  # before the next batch is taken; one batch ahead, this is long done
         if ahead is not None:
             yield self._handed_over(*ahead)
 
     def _handed_over(self, images: torch.Tensor, finished: torch.cuda.Event) -> torch.Tensor:
         reader = torch.cuda.current_stream(self.device)
         reader.wait_event(finished)
-        images.record_stream(reader)  # else their memory could go to the next batch while the reader still uses it
+        images.record_stream(reader)  # else the next batch could take their memory while the reader still uses it
         return images
 
 
 def array_on_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
-    """Copy an array to a device; for a GPU its memory is pinned first, so that the host does not wait."""
+    """Copy an array to a device; for a GPU, pin its memory first, so that the host does not wait."""
     tensor = torch.from_numpy(array)
     if torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -83,18 +83,18 @@ def array_on_device(array: np.ndarray, device: torch.device | str) -> torch.Tens
 
 
 class ReusedMemory:
-    """Memory for tensors, used again once nothing refers to the last tensor in it.
+    """Memory for tensors, reused once nothing refers to the last tensor in it.
 
-    New memory costs more than the normalisation, because the operating system fills it with zeros first.
+    New memory costs more than the normalisation, because the operating system first fills it with zeros.
     """
 
     def __init__(self) -> None:
         self.uses: list[tuple[np.ndarray, weakref.ref]] = []
 
     def take(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Return a float32 tensor of arbitrary content."""
+        """Return a float32 tensor with arbitrary content."""
         free = [array for array, used in self.uses if used() is None and array.shape == shape]
         array = free[0] if free else np.empty(shape, np.float32)
-        used = array.view()  # the tensor's storage keeps it alive, and so does every view of the tensor
+        used = array.view()  # kept alive by the tensor's storage, and so by every view of the tensor
         self.uses = [use for use in self.uses if use[1]() is not None] + [(array, weakref.ref(used))]
         return torch.from_numpy(used)

@@ -1,4 +1,4 @@
-"""Decide whether an image that was not decoded as it should be ends a run, and say why."""
+"""Decide whether an image that was not fully decoded ends a run, and say why."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lbsgd.errors import DataError
 def require_usable(beton: BetonFile, image: int, status: int) -> None:
     """Raise DataError for an image whose status is not DONE, unless its source had the same damage.
 
-    The decoder makes up the pixels of such an image, as PIL does. An image without any pixels would be a black one
-    under the label of its class, so it always ends the run.
+    The decoder makes up pixels of such an image, as PIL does. An image without any pixels would be a black image with
+    its class's label, so it always ends the run.
     """
     if status == NO_MEMORY:
         raise DataError(

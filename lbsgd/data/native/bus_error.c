@@ -1,7 +1,7 @@
-/* Ends the process with a line of text where a mapped file cannot be read any more: it has shrunk, or its disk fails.
+/* Ends the process with a line of text if a mapped file can no longer be read: it has shrunk, or its disk fails.
  *
- * The kernel says so by SIGBUS, whose default is the end without a word; Python's own handlers cannot run then. Only a fault
- * inside a watched mapping is ours. Any other SIGBUS means what it meant before the first mapping was watched.
+ * The kernel sends SIGBUS, which by default ends the process silently; Python's own handlers cannot run then. Only faults
+ * inside a watched mapping are handled here. Any other SIGBUS acts as it did before the first mapping was watched.
  */
 #include <pthread.h>
 #include <signal.h>
@@ -27,12 +27,12 @@ static void cannot_read(int number, siginfo_t *about, void *context)
             static int told;
             while (__atomic_exchange_n(&told, 1, __ATOMIC_RELAXED))
                 pause(); /* another thread ends the process */
-            ssize_t written = write(STDERR_FILENO, each->line, strlen(each->line)); /* a console may be gone */
+            ssize_t written = write(STDERR_FILENO, each->line, strlen(each->line)); /* the console may be gone */
             (void)written;
             _exit(each->exit_code);
         }
     sigaction(SIGBUS, &before, NULL);
-    if (about->si_code <= 0 || about->si_code == BUS_MCEERR_AO) /* sent, else the read fails once more on return */
+    if (about->si_code <= 0 || about->si_code == BUS_MCEERR_AO) /* sent; otherwise the read fails again on return */
         raise(number);
 }
 
@@ -42,8 +42,8 @@ static void install(void)
     sigaction(SIGBUS, &ours, &before);
 }
 
-/* Lets a fault at begin ... begin + num_bytes print the line and end the process. Returns what lbsgd_forget takes, or NULL if
- * no memory is left. */
+/* Makes a fault at begin ... begin + num_bytes print the line and end the process. Returns the argument for lbsgd_forget, or
+ * NULL if no memory is left. */
 void *lbsgd_watch(const void *begin, long num_bytes, const char *line, long exit_code)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -72,7 +72,7 @@ void *lbsgd_watch(const void *begin, long num_bytes, const char *line, long exit
     return mapping;
 }
 
-/* To be called when the mapping goes, because another one may get its place. */
+/* Call this when the mapping ends, because another mapping may get its place. */
 void lbsgd_forget(void *mapping)
 {
     if (mapping)

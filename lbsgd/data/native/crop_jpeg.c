@@ -1,12 +1,12 @@
 /* Decodes only the part of a JPEG that a crop needs. FFCV decodes whole images.
  *
  * libjpeg-turbo transforms, upsamples and converts only the blocks of the crop (jpeg_crop_scanline, jpeg_skip_scanlines), at
- * the smallest scale that still covers the output. That leaves three quarters of its time, because it decodes the Huffman
- * codes of everything above and beside the crop. huffman.h takes the place of its Huffman decoder: it needs half the time and
- * does not keep what is beside the crop. The coefficients are the same, so at full scale the pixels are those of FFCV's
- * decoder, bit for bit (tests/test_kernels.py). Progressive and other less common JPEGs are left to libjpeg-turbo alone.
+ * the smallest scale that still covers the output. That alone still takes three quarters of the time, because libjpeg-turbo
+ * decodes the Huffman codes of everything above and next to the crop. huffman.h replaces its Huffman decoder: it takes half
+ * the time and drops everything next to the crop. The coefficients are the same, so at full scale the pixels equal those of
+ * FFCV's decoder, bit for bit (tests/test_kernels.py). Progressive and other less common JPEGs are left to libjpeg-turbo.
  *
- * Numba calls it through ctypes. Each thread has a state of its own, which is freed when the thread ends.
+ * Numba calls this file through ctypes. Each thread has its own state, which is freed when the thread ends.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -16,7 +16,7 @@
 
 #define ROWS_AT_ONCE 16
 
-/* The beginning of libjpeg's jpeg_entropy_decoder (jpegint.h, which is not installed), the same since version 6b. */
+/* The beginning of libjpeg's jpeg_entropy_decoder (jpegint.h, which is not installed), unchanged since version 6b. */
 struct jpeg_entropy_decoder {
     void (*start_pass)(j_decompress_ptr image);
     boolean (*decode_mcu)(j_decompress_ptr image, JBLOCKROW *blocks);
@@ -29,7 +29,7 @@ struct state {
     struct jpeg_decompress_struct image;
     struct errors errors;
     struct scan scan;
-    long num_mcus, first, last, next; /* of a row of MCUs: their number, the wanted ones, and the next */
+    long num_mcus, first, last, next; /* of a row of MCUs: their number, the wanted range, and the next MCU */
     uint8_t *pixels;
     size_t capacity;
 };
@@ -44,8 +44,8 @@ static void give_up(j_common_ptr image)
     longjmp(((struct errors *)image->err)->back, 1);
 }
 
-/* libjpeg only warns when it makes up pixels because data is missing or is no code of any kind. Of bits that begin no code it
- * says nothing if many bytes of the scan are left; our own decoder notices them. */
+/* libjpeg only warns when it makes up pixels because data is missing or is not a code. If many bytes of the scan are left, it
+ * says nothing about bits that begin no code; our own decoder notices them. */
 static void take_note(j_common_ptr image, int level)
 {
     struct errors *found = (struct errors *)image->err;
@@ -96,14 +96,14 @@ static void make_room(struct state *state, uint8_t **memory, size_t *capacity, s
     *memory = malloc(wanted + wanted / 2);
     *capacity = *memory ? wanted + wanted / 2 : 0;
     if (!*memory) {
-        state->errors.base.msg_code = JERR_OUT_OF_MEMORY; /* as libjpeg's own */
+        state->errors.base.msg_code = JERR_OUT_OF_MEMORY; /* like libjpeg's own */
         give_up((j_common_ptr)&state->image);
     }
 }
 
-/* --- our Huffman decoder in place of libjpeg's -------------------------------------------------------------------------- */
+/* --- our Huffman decoder instead of libjpeg's --------------------------------------------------------------------------- */
 
-/* Copies the bytes of the scan without their stuffing, up to a marker, and goes to their beginning. */
+/* Copies the bytes of the scan without their stuffing, up to a marker, and starts reading at the first of them. */
 static void copy_scan(struct state *state, const uint8_t *begin, const uint8_t *end)
 {
     struct scan *scan = &state->scan;
@@ -125,7 +125,7 @@ static void copy_scan(struct state *state, const uint8_t *begin, const uint8_t *
     scan->in = (struct bits){scan->bytes, 0, 0};
 }
 
-/* Prepares the scan of an image whose header has been read. 0: it is of a kind that is left to libjpeg. */
+/* Prepares the scan of an image whose header has been read. Returns 0 for a kind of image that is left to libjpeg. */
 static int take_scan(struct state *state, const uint8_t *end)
 {
     struct jpeg_decompress_struct *image = &state->image;
@@ -162,7 +162,7 @@ static int take_scan(struct state *state, const uint8_t *end)
     return 1;
 }
 
-/* libjpeg asks for all MCUs in turn, with blocks of zeros. Where blocks is NULL, it does not want the MCU. */
+/* libjpeg asks for all MCUs in turn, with blocks of zeros. If blocks is NULL, it does not want the MCU. */
 static boolean decode_mcu(j_decompress_ptr image, JBLOCKROW *blocks)
 {
     struct state *state = image->client_data;
@@ -180,7 +180,7 @@ static long at_least(long bound, double value) { return value > bound ? value : 
 
 static long at_most(long bound, double value) { return value < bound ? value : bound; }
 
-/* Returns 1, 2, 4 or 8 eighths. libjpeg has SIMD code for these; at other scales, decoding takes longer than at full scale. */
+/* Returns 1, 2, 4 or 8 eighths, for which libjpeg has SIMD code. Other scales take longer than decoding at full scale. */
 static int smallest_scale(long height, long width, long resolution)
 {
     int eighths = 8;
@@ -189,9 +189,9 @@ static int smallest_scale(long height, long width, long resolution)
     return eighths;
 }
 
-/* Whether libjpeg-turbo may be asked for some columns. At a smaller scale it transforms some colours to a larger one. Before
- * 3.0 jpeg_crop_scanline ignores that in their width, so it leaves columns unwritten if such a colour is interpolated as well.
- * Of the usual samplings, only 4:1:0 has one. */
+/* Whether libjpeg-turbo can be asked for part of the columns. At a smaller scale it transforms some colours to a larger one.
+ * Before 3.0 jpeg_crop_scanline ignores that in their width, so it leaves columns unwritten if such a colour is also
+ * interpolated. Of the usual samplings, only 4:1:0 has such a colour. */
 static int can_crop_columns(const struct jpeg_decompress_struct *image)
 {
     for (int i = 0; i < image->num_components; i++) {
@@ -207,8 +207,8 @@ static int can_crop_columns(const struct jpeg_decompress_struct *image)
 /* Decodes the crop height x width at (top, left) of a JPEG of num_bytes with image_height x image_width pixels, resizes it to
  * resolution x resolution RGB pixels, mirrors it, and writes it to destination.
  *
- * 0: done. 1: the data is damaged, and libjpeg made up some of the pixels. 2: it is no JPEG of this size. 3: no memory is left.
- * After 2 and 3, destination is unchanged. kernels.py names these numbers.
+ * Returns 0: done. 1: the data is damaged, and libjpeg made up some of the pixels. 2: it is not a JPEG of this size. 3: no
+ * memory is left. After 2 and 3, destination is unchanged. kernels.py names these numbers.
  */
 long lbsgd_decode_crop(const uint8_t *data, long num_bytes, long image_height, long image_width, long top, long left,
                        long height, long width, long mirrored, uint8_t *destination, long resolution)
@@ -224,12 +224,12 @@ long lbsgd_decode_crop(const uint8_t *data, long num_bytes, long image_height, l
             return 3;
         if (!ours)
             return 2;
-        ours = 0; /* libjpeg takes over where our Huffman decoder gives up, and may find nothing wrong */
+        ours = 0; /* libjpeg takes over if our Huffman decoder gives up, and may find nothing wrong */
         taken_over = 1;
         __atomic_fetch_add(&lbsgd_times_given_up, 1, __ATOMIC_RELAXED);
     }
     state->errors.damaged = state->errors.base.msg_code = 0;
-    jpeg_create_decompress(image); /* anew, else an image without tables would get those of the one before */
+    jpeg_create_decompress(image); /* each time, or an image without tables would get those of the last one */
     jpeg_mem_src(image, data, num_bytes);
     jpeg_read_header(image, TRUE);
     if (image->image_height != image_height || image->image_width != image_width || top + height > image_height
@@ -237,7 +237,7 @@ long lbsgd_decode_crop(const uint8_t *data, long num_bytes, long image_height, l
         give_up((j_common_ptr)image);
     ours = ours && take_scan(state, data + num_bytes);
     image->out_color_space = JCS_RGB;
-    image->dct_method = JDCT_IFAST; /* as FFCV */
+    image->dct_method = JDCT_IFAST; /* as in FFCV */
     image->scale_num = smallest_scale(height, width, resolution);
     image->scale_denom = 8;
     jpeg_start_decompress(image);
@@ -249,7 +249,7 @@ long lbsgd_decode_crop(const uint8_t *data, long num_bytes, long image_height, l
     if (!can_crop_columns(image))
         x = 0, w = image->output_width;
     if (w < image->output_width)
-        jpeg_crop_scanline(image, &x, &w); /* to whole MCUs, so it may be more columns than asked for */
+        jpeg_crop_scanline(image, &x, &w); /* extends x and w to whole MCUs */
     if (ours) {
         long mcu_width = image->scale_num * image->max_h_samp_factor;
         state->first = x / mcu_width;
@@ -266,7 +266,7 @@ long lbsgd_decode_crop(const uint8_t *data, long num_bytes, long image_height, l
             rows[i] = state->pixels + (size_t)(y + i) * w * 3;
         y += jpeg_read_scanlines(image, rows, count);
     }
-    jpeg_destroy_decompress(image); /* without reading what is below the crop */
+    jpeg_destroy_decompress(image); /* without reading the rows below the crop */
     long status = lbsgd_resize(state->pixels, 3 * w, scale * top - begin, scale * left - x, scale * height, scale * width,
                                mirrored, destination, resolution);
     return status ? status : taken_over || state->errors.damaged;

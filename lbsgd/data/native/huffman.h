@@ -1,8 +1,8 @@
 /* Huffman decoding of the scan of a JPEG (ITU-T T.81, annex F.2.2).
  *
  * An MCU is the smallest unit of a scan: the blocks of 8 x 8 coefficients of all colours at one place. Bits come from a buffer
- * of 64, which is refilled without a branch. A table over the next LOOK bits gives code and value of most coefficients at once.
- * The bytes of the scan are copied without their stuffing (a 0 after each FF), and some bytes of padding follow them.
+ * of 64, which is refilled without a branch. A table indexed by the next LOOK bits gives code and value of most coefficients at
+ * once. The bytes of the scan are copied without their stuffing (a 0 after each FF), and padding follows them.
  */
 #include <endian.h>
 #include <stdint.h>
@@ -13,13 +13,13 @@
 #define LOOK 10
 #define PADDING (D_MAX_BLOCKS_IN_MCU * 64 * 4 + 8) /* more bytes than an MCU can have */
 
-/* The code and value that LOOK bits begin with. They are packed into one word, because looking them up takes most of the time:
- * the number of bits of code and value together; the number of zeros before the value, or END at the end of a block; the number
- * of bits of the value; the value. If LOOK bits do not hold the whole value, the first is 0, the second the length of the code
- * and the last its symbol. If they do not hold the whole code, all is 0. */
+/* The code and value at the start of LOOK bits, packed into one word, because looking them up takes most of the time. The fields
+ * are the number of bits of code and value together; the number of zeros before the value, or END at the end of a block; the
+ * number of bits of the value; the value. If LOOK bits do not hold the whole value, the first field is 0, the second the length
+ * of the code, and the last its symbol. If they do not hold the whole code, all fields are 0. */
 typedef uint32_t step;
 #define END 80
-#define MOST_PLACES 16 /* several values passed at once go on by at most this much before the last of them */
+#define MOST_PLACES 16 /* several values skipped at once advance by at most this much before the last of them */
 static inline step make_step(int num_bits, int run, int size, int value)
 {
     return num_bits | run << 6 | size << 13 | (uint32_t)value << 20;
@@ -31,9 +31,9 @@ static inline int value_of(step step) { return (int32_t)step >> 20; }
 
 struct codes {
     step steps[1 << LOOK];
-    uint16_t passes[1 << LOOK]; /* AC only: like steps, over all values that begin in LOOK bits; the places that they go on by */
-    int32_t last[17]; /* the last code of each length, -1 if there is none */
-    int32_t shift[17]; /* from a code to the place of its symbol */
+    uint16_t passes[1 << LOOK]; /* AC only: like steps, for all values whose codes are in LOOK bits; the places to advance by */
+    int32_t last[17]; /* the last code of each length, or -1 */
+    int32_t shift[17]; /* from a code to its symbol's place */
     const uint8_t *symbols;
 };
 
@@ -66,7 +66,7 @@ static inline void refill(struct bits *in)
     in->num_bits |= 56;
 }
 
-/* Returns the number that `size` bits stand for (T.81, figure F.12). */
+/* Returns the number that `size` bits encode (T.81, figure F.12). */
 static inline int number(uint64_t bits, int size)
 {
     int value = size ? bits >> (64 - size) : 0;
@@ -99,7 +99,7 @@ static void make_passes(struct codes *codes)
     }
 }
 
-/* Makes the tables. 0: these are no Huffman codes of an 8-bit JPEG. */
+/* Makes the tables. Returns 0 if these are not Huffman codes of an 8-bit JPEG. */
 static int make_codes(struct codes *codes, const JHUFF_TBL *table, int is_ac)
 {
     int code = 0, place = 0;
@@ -126,7 +126,7 @@ static int make_codes(struct codes *codes, const JHUFF_TBL *table, int is_ac)
     return 1;
 }
 
-/* Returns length and symbol of a code of more than LOOK bits, in a step; 0 if the bits begin no code. */
+/* Returns a step with length and symbol of a code of more than LOOK bits; 0 if the bits begin no code. */
 static __attribute__((noinline)) step long_code(const struct codes *codes, uint64_t bits)
 {
     int length = LOOK + 1;
@@ -158,7 +158,7 @@ static inline int next_dc(struct bits *in, const struct codes *dc, int16_t *last
     return 1;
 }
 
-/* Each step waits for the one before, and a refill waits for all of them, so refill seldom: 56 bits last for four steps of LOOK. */
+/* Each step waits for the previous one, and a refill for all of them, so refill rarely: 56 bits last for four steps of LOOK. */
 static inline int next_ac(struct bits *in, const struct codes *ac, int *left, step *step)
 {
     if (--*left < 0) {
@@ -175,7 +175,7 @@ static inline int next_ac(struct bits *in, const struct codes *ac, int *left, st
     return *step != 0;
 }
 
-/* Decodes the 64 coefficients of a block into zeros. 0: the bits begin no code. */
+/* Decodes the 64 coefficients of a block that holds zeros. Returns 0 if the bits begin no code. */
 static inline int next_block(struct bits *in, const struct codes *dc, const struct codes *ac, int16_t *last_dc, JCOEF *block)
 {
     step step;
@@ -193,7 +193,7 @@ static inline int next_block(struct bits *in, const struct codes *dc, const stru
     return 1;
 }
 
-/* Skips to the next block. 0: the bits begin no code. */
+/* Skips to the next block. Returns 0 if the bits begin no code. */
 static inline int pass_block(struct bits *in, const struct codes *dc, const struct codes *ac, int16_t *last_dc)
 {
     step step;
@@ -216,7 +216,7 @@ static inline int pass_block(struct bits *in, const struct codes *dc, const stru
     return 1;
 }
 
-/* Decodes the next MCU into blocks, or skips it if that is NULL. 0: the data is damaged. */
+/* Decodes the next MCU into blocks, or skips it if blocks is NULL. Returns 0 if the data is damaged. */
 static int next_mcu(struct scan *scan, JBLOCKROW *blocks)
 {
     struct bits in = scan->in;

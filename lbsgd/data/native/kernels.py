@@ -1,7 +1,7 @@
 """The code that runs per image: crop_jpeg.c and pixels.c if they were compiled, else FFCV's own functions.
 
-Both crop the same boxes. Their pixels differ a little: ours decodes a crop at a smaller scale if that still covers the
-output, and resizes without OpenCV's rounding of places.
+Both crop the same boxes. Their pixels differ slightly: our code decodes a crop at a smaller scale if that still covers
+the output, and resizes without OpenCV's rounding of places.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numba.core.typing import signature
 from lbsgd.data.beton_format import JPEG
 from lbsgd.data.crops import mirror
 
-# What became of an image. The C files return these numbers.
+# The status of an image. The C files return these numbers.
 DONE, DAMAGED, NOT_DECODED, NO_MEMORY = range(4)
 UNTOUCHED = np.array([1, 254, 1], np.uint8)  # the last pixel, before FFCV's imdecode writes it
 
@@ -38,7 +38,7 @@ class Crops(NamedTuple):
 
 
 def by_name(function) -> types.ExternalFunction:
-    """Return a function of the kernels for compiled code, which finds it by its name and not by its address.
+    """Return a function of the kernels for compiled code, which finds it by name, not by address.
 
     An address differs from process to process, and code that holds one cannot be kept (`kept_code.py`).
     """
@@ -68,7 +68,7 @@ def our_crops(kernels: ctypes.CDLL) -> Crops:
 
 
 def ffcv_crops(decode_jpeg: Callable, resize: Callable) -> Crops:
-    """Make crops of FFCV's compiled imdecode and resize_crop. imdecode decodes whole images."""
+    """Make crops from FFCV's compiled imdecode and resize_crop. imdecode decodes whole images."""
 
     @njit(nogil=True)
     def of_pixels(pixels, top, left, h, w, mirrored, destination):
@@ -82,7 +82,7 @@ def ffcv_crops(decode_jpeg: Callable, resize: Callable) -> Crops:
         pixels = np.zeros(height * width * 3, np.uint8)
         pixels[-3:] = UNTOUCHED
         status = decode_jpeg(data, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
-        # FFCV tells warnings and refusals by the same status.
+        # FFCV reports warnings and refusals by the same status.
         refused = status != 0 and np.array_equal(pixels[-3:], UNTOUCHED)
         if refused:
             destination[:] = 0
@@ -96,10 +96,10 @@ def ffcv_crops(decode_jpeg: Callable, resize: Callable) -> Crops:
 def crop_batch(crops: Crops, draw: Callable, rows: Callable) -> Callable:
     """Return the function that crops a batch of images, for FFCV to compile.
 
-    draw chooses the box of an image (see crops.py), and rows is range or Numba's parallel prange. batch: int64 numbers
-    of images; images and file: what `BetonFile` calls images, and (content, sizes). Compiled code takes its
-    surroundings for constants, so it needs memory to talk through: the epoch's key comes in by notes[:, 0], the status
-    of each image goes out by notes[:, 1].
+    draw chooses the box of an image (see crops.py), and rows is range or Numba's parallel prange. The function takes
+    batch, int64 numbers of images, `BetonFile`'s images, and file, its (content, sizes). Compiled code treats its
+    closure as constants, so values pass through memory: the epoch's key comes in by notes[:, 0], and the status of each
+    image goes out by notes[:, 1].
     """
     crop_jpeg, crop_pixels = crops
 

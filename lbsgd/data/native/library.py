@@ -1,4 +1,4 @@
-"""Load the compiled C files of this folder, without Numba, which takes a second to import."""
+"""Load this folder's compiled C files without Numba, which takes a second to import."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from lbsgd.errors import DataError
 
-LIBRARY = "_kernels*.so"  # beside this file; setup.py names it
+LIBRARY = "_kernels*.so"  # next to this file; setup.py names it
 
 
 @cache
 def library(folder: Path = Path(__file__).parent) -> ctypes.CDLL | None:
     """Load the compiled kernels. Return None if the package was installed without a C compiler.
 
-    Raises DataError for kernels of another version of lbsgd.
+    Raises DataError if the kernels are of another version of lbsgd.
     """
     for path in folder.glob(LIBRARY):
         try:

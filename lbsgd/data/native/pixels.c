@@ -1,8 +1,8 @@
-/* Resizes a box of pixels to resolution x resolution pixels as OpenCV's INTER_AREA does, which FFCV uses. If both sides shrink,
- * an output pixel is the mean over the area that it covers, else it lies on the line between its two neighbours.
+/* Resizes a box of pixels to resolution x resolution pixels like OpenCV's INTER_AREA, which FFCV uses. If both sides shrink, an
+ * output pixel is the mean over the area that it covers; otherwise it is interpolated between its two neighbours.
  *
- * The box may begin and end within a pixel. Results are the same on any machine, because no sum depends on the width of the
- * machine's vectors.
+ * The box may begin and end within a pixel. Results are the same on any machine, because no sum depends on the width of its
+ * vectors.
  */
 #include <math.h>
 #include <stdint.h>
@@ -18,7 +18,7 @@
 typedef float four __attribute__((vector_size(16)));
 typedef float eight __attribute__((vector_size(32)));
 
-/* Output pixel i is the sum of `count` input pixels from first[i] on, with weights[i * count], ... Most weights may be 0. */
+/* Output pixel i is the sum of `count` input pixels from first[i] on, times weights[i * count], ... Most weights may be 0. */
 struct axis { int count; int *first; float *weights; };
 
 static int clamped(double value, long last) { return value < 0 ? 0 : value > last ? last : (int)value; }
@@ -43,7 +43,7 @@ static void area_taps(double begin, double end, long last, float *weights, int *
     *first = low;
 }
 
-/* The line between two neighbours that OpenCV takes for areas smaller than a pixel. `length` pixels become `resolution`. */
+/* OpenCV's interpolation between two neighbours for areas smaller than a pixel. `length` pixels become `resolution`. */
 static void line_taps(long length, long resolution, long place, float *weights, int *first)
 {
     long low = place * length / resolution, beyond = (place + 1) * length - (low + 1) * resolution;
@@ -53,7 +53,8 @@ static void line_taps(long length, long resolution, long place, float *weights, 
     weights[1] = (float)second;
 }
 
-/* Makes `resolution` output pixels of begin ... begin + length of the input. first is NULL if no memory is left. */
+/* Returns the axis for `resolution` output pixels from begin ... begin + length of the input. Its first is NULL if no memory is
+ * left. */
 static struct axis axis_of(double begin, double length, long resolution, int is_area, int mirrored)
 {
     double scale = length / resolution;
@@ -94,8 +95,8 @@ static void down_columns(const uint8_t *row, long stride, const float *weights, 
     }
 }
 
-/* sums: (columns, 3) and `taps` pixels more. row: (resolution, 3) and some numbers more. weights: those of two pixels, each
- * 4 times. */
+/* sums: (columns, 3) and `taps` more pixels. row: (resolution, 3) and a few more numbers. weights: those of two pixels, 4 times
+ * each. */
 static inline __attribute__((always_inline)) void along_row(const float *sums, const struct axis *axis, const eight *weights,
                                                             int taps, long resolution, float *row)
 {
@@ -113,7 +114,7 @@ static inline __attribute__((always_inline)) void along_row(const float *sums, c
     }
 }
 
-/* A loop takes half the time if the compiler knows its number of taps. */
+/* The loop takes half the time if the compiler knows the number of taps. */
 FOR_SEVERAL_CPUS
 static void along_row_of(const float *sums, const struct axis *axis, const eight *weights, long resolution, float *row)
 {
@@ -142,7 +143,7 @@ static void end_work(struct work *work)
     free(work->sums), free(work->weights);
 }
 
-/* Takes the memory that goes with the two axes. 0: none is left. */
+/* Allocates the rest of the memory once both axes exist. Returns 0 if no memory is left. */
 static int make_work(struct work *work, long columns, long resolution)
 {
     int taps = work->horizontal.count;
@@ -163,7 +164,7 @@ static int make_work(struct work *work, long columns, long resolution)
 
 /* Resizes the box height x width at (top, left) of RGB pixels, whose rows are stride bytes apart, and mirrors it.
  *
- * 0: done. 3: no memory is left, and destination is unchanged. The numbers are those of lbsgd_decode_crop.
+ * Returns 0: done. 3: no memory is left, and destination is unchanged. The numbers are those of lbsgd_decode_crop.
  */
 long lbsgd_resize(const uint8_t *pixels, long stride, double top, double left, double height, double width, long mirrored,
                   uint8_t *destination, long resolution)
