@@ -3,8 +3,9 @@
         y = γ · (x − mean(x)) / √(var(x) + ε) + β        or relu(that)        or relu(that + residual)
 
 One kernel reads x for the moments, and one writes y. In the backward, one kernel reads dy and x for Σdz and Σdz·x̂,
-where dz is dy through the ReLU's gradient, and one writes dx. A small kernel adds up the partial sums in between. So
-the ReLU and the residual need no extra pass over memory. Importing this module imports triton.
+where dz is dy through the ReLU's gradient, and one writes dx. In both directions a small kernel adds up the
+partial sums in between. So the ReLU and the residual need no extra pass over memory. Importing this module imports
+triton.
 """
 
 from __future__ import annotations

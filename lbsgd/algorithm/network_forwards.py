@@ -83,7 +83,7 @@ class NetworkForwards:
 
 
 def warn_of_broadcast() -> bool:
-    """Warn, and return True, if the forward under way is that of a DDP which overwrites the workers' statistics."""
+    """Warn and return True if the forward under way belongs to a DDP that overwrites the workers' statistics."""
     ddp = DistributedDataParallel._active_ddp_module
     if ddp is None or not ddp.broadcast_buffers or ddp.process_group.size() == 1:
         return False

@@ -1,7 +1,7 @@
 """Choose what computes batch norm in training by device, layout and Triton, never by measuring during a run.
 
 So all processes of a run, and a resumed run, compute the same if the same packages are installed.
-The JSON's `lbsgd.batch_norm.implementation` overrides it.
+The JSON's `lbsgd.batch_norm.implementation` overrides the choice.
 """
 
 from __future__ import annotations

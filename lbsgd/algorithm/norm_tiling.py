@@ -43,7 +43,7 @@ class View(NamedTuple):
 
 
 def laid_out(x: Tensor, n: int) -> tuple[Tensor, View]:
-    """Return x (N, C, ...), or a contiguous copy if its layout is neither, and the view of n of its images."""
+    """Return x (N, C, ...), copied unless it is contiguous or in channels_last, and the view of n of its images."""
     pixels, channels = x.shape[2:].numel(), x.size(1)
     if not x.is_contiguous():
         if is_channels_last(x):

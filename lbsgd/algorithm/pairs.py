@@ -17,8 +17,8 @@ def grouped_order(order: np.ndarray, kinds: np.ndarray, n: int) -> np.ndarray:
     n        images of a forward
 
     The images of a kind keep their order, and the groups come in the order in which `order` completes them, so a
-    random permutation stays random. The fewer than n images left over of each kind come last, in their order. Only
-    their groups can mix kinds.
+    random permutation stays random. Up to n - 1 images of each kind are left over. They come last, in their order, and
+    only their groups can mix kinds.
 
     Raises ValueError if n is not positive.
     """

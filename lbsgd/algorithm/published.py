@@ -69,7 +69,7 @@ class Loss:
 
 
 def loss_of(measured: Mapping[int, MeanAndStd], global_batch: int) -> Loss:
-    """Return the loss from a change at the measured batch nearest to this one.
+    """Return the points that a change lost at the measured batch nearest to this one.
 
     measured: errors with the change, by global batch. Each is compared with the recipe at the same batch.
     """
@@ -78,7 +78,7 @@ def loss_of(measured: Mapping[int, MeanAndStd], global_batch: int) -> Loss:
 
 
 def loss_to_size(global_batch: int) -> Loss | None:
-    """Return the loss at the largest measured batch beyond 8,192 and up to this one, against 256 images."""
+    """Return the points that the largest measured batch beyond 8,192 and up to this one lost against 256 images."""
     measured = [kn for kn in ERROR_PCT if LARGEST_GOOD_BATCH < kn <= global_batch]
     return Loss(_points_between(ERROR_PCT[max(measured)], ERROR_PCT[256]), max(measured)) if measured else None
 

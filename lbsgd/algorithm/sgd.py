@@ -124,7 +124,7 @@ class MomentumCorrectedSGD(torch.optim.SGD):
         velocities = [self._velocity(p) for p in params]
         if lr == 0 and self.correction:
             for p, velocity, gradient in zip(params, velocities, gradients, strict=True):
-                # Until η is first not 0, the group's factor takes its place: checkpoints keep one η for all groups.
+                # Before the first η above 0 the group's factor takes its place: checkpoints keep one η for all groups.
                 last_lr = self.state[p]["last_lr"] = self.state[p].get("last_lr") or lr_factor(group)
                 velocity.mul_(momentum).add_(gradient, alpha=last_lr)
             return

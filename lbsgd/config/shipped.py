@@ -53,7 +53,7 @@ def purpose_in_figure_1(global_batch: int) -> str:
 
 
 def of_table_3b(global_batch: int) -> Shipped:
-    """Return the entry for a detector's global batch: Table 3b's, or one at which the rule is known to hold."""
+    """Return the entry for a detector's global batch: one of Table 3b, or a larger one at which the rule holds."""
     ap = published.DETECTOR_AP.get(global_batch)
     purpose = "Table 3b: box AP {}, mask AP {} in the paper".format(*ap) if ap else "beyond the paper's Table 3b"
     return Shipped(f"detection/mask_rcnn_{global_batch}", f"--detection --global_batch {global_batch}", None, purpose)

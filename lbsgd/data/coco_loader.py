@@ -49,7 +49,7 @@ def loaded(
     )
     try:
         with lost_loader_workers_told():
-            with held_back():  # workers inherit it until as_loader_worker runs
+            with held_back():  # a forked worker inherits it, and runs as_loader_worker later
                 loading = iter(loader)
             if loader_workers:
                 tell_of_lost_loader_workers()

@@ -26,7 +26,7 @@ IMAGES_AT_ONCE = 1024  # looked up in the tables at a time
 class ReadFrom:
     """The storage of a file.
 
-    kind    memory (read whole at the start of training), page cache, or disk (read ahead in order)
+    kind    memory (read whole while training starts), page cache, or disk (read ahead in order)
     """
 
     kind: str

@@ -13,7 +13,7 @@ from lbsgd.config.precision import FP16
 
 TYPE = "optimizer.type"
 DYNAMIC = ("initial_scale_power", "loss_scale_window", "min_loss_scale", "hysteresis")
-LEAST_POWER, LARGEST_POWER = -24, 63  # of float16's smallest number and torch's largest integer
+LEAST_POWER, LARGEST_POWER = -24, 63  # of two: float16's smallest number, torch's largest integer
 LARGEST_STATIC = 2**32
 MOST_SKIPPED = 1000
 SCALE_FREE = frozenset(

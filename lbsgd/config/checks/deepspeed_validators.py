@@ -65,7 +65,7 @@ def infinite_weights(json: Document) -> Iterator[Hit]:
 
 
 def digits_after_50(factor: float) -> float:
-    """Return the decimal digits by which a number that every update multiplies has grown in the 50th update."""
+    """Return by how many decimal digits a number that every update multiplies has grown in the 50th update."""
     return 49 * math.log10(max(1, abs(factor)))
 
 

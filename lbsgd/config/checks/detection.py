@@ -17,10 +17,7 @@ IMAGES_OF_A_FORWARD = 2
 
 
 def over_8k(**changes: Any) -> dict[str, Any]:
-    """Return the patch that turns ds_configs/8k.json into a detector's JSON without findings, plus some changes.
-
-    changes: by key path.
-    """
+    """Return the patch that turns ds_configs/8k.json into a detector's without findings, with changes by key path."""
     patch: dict[str, Any] = {
         "train_batch_size": 16,
         "train_micro_batch_size_per_gpu": 2,

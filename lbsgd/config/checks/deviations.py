@@ -24,7 +24,7 @@ def deviation(key: str, message: str, source: str, planned: Planned, lost: publi
 
 
 def loss_of(measured: Mapping[int, tuple[float, float]], planned: Planned) -> published.Loss:
-    """Return the paper's loss at the measured global batch nearest to this one."""
+    """Return the points that the paper lost at the measured global batch nearest to this one."""
     return published.loss_of(measured, planned.global_batch)
 
 

@@ -20,7 +20,7 @@ ARGUMENTS = {"learning_rate": "lr", "wd": "weight_decay", "epsilon": "eps"}  # o
 
 
 def moved_into_params(accepted: Accepted, block: str, key: str) -> str | None:
-    """Return the fix for an argument that belongs into params of optimizer or scheduler; None for another key."""
+    """Return the fix for an argument that belongs in the params of optimizer or scheduler; None for another key."""
     tables = {
         "optimizer": (accepted.optimizers, accepted.torch_optimizers),
         "scheduler": (accepted.schedulers, accepted.torch_schedulers),

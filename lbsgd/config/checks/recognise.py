@@ -31,7 +31,7 @@ def is_deepspeed_json(config: Mapping[str, Any]) -> bool:
 
 
 def is_meant_as_deepspeed_json(config: Mapping[str, Any]) -> bool:
-    """Whether to check a JSON that the user named: a DeepSpeed JSON, or one whose keys are all misspelt."""
+    """Whether to check a JSON that the user named: a DeepSpeed JSON, even if all its keys are misspelt."""
     resembling = any(get_close_matches(key, OWN_KEYS, n=1, cutoff=0.8) for key in config)
     known = sum(any(key in accepted(version).top_level for version in VERSIONS) for key in config)
     return is_deepspeed_json(config) or resembling or 2 * known >= len(config)
