@@ -1,4 +1,4 @@
-"""Spreads a request to one process, such as SIGTERM, to all of them after the same pass."""
+"""Spread a request to one process, such as SIGTERM, to all processes after the same pass."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 
-AGREE_SECONDS = 0.25  # between two agreements, at the speed of the passes so far
+AGREE_SECONDS = 0.25  # between agreements, at the speed of the passes so far
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What the processes agreed on: to stop, to save a checkpoint, and how long a pass takes on the slowest of them."""
+    """What the processes agreed on: whether to stop, whether to save, and how long a pass takes on the slowest."""
 
     stop: bool = False
     save: bool = False
@@ -22,11 +22,11 @@ class Decision:
 
 
 class Asked:
-    """The largest of all processes' wishes, which a GPU computes while the host goes on."""
+    """The maximum of all processes' wishes, which a GPU computes while the host goes on."""
 
     def __init__(self, wishes: Sequence[float], device: torch.device):
         on_gpu = device.type == "cuda"
-        # Pinned, because a copy from or to other memory of the host waits for all that the GPU has to do.
+        # Pinned, because a copy from or to other host memory waits for all of the GPU's queued work.
         self.wishes = torch.tensor(wishes, dtype=torch.float64, pin_memory=on_gpu)
         largest = self.wishes.to(device, non_blocking=True)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
@@ -44,7 +44,7 @@ class Asked:
 class Agreement:
     """Collects the wishes of all processes every quarter of a second.
 
-    Clocks differ between processes, so the next agreement comes a number of passes later, which all of them count
+    Clocks differ between processes, so the time to the next agreement is given as a number of passes, which all count
     alike. A single process checks after every pass, which costs nothing.
 
     late: whether an answer is read only with the next question. This is the default on a GPU: the answer has long
@@ -63,9 +63,9 @@ class Agreement:
         self.passes, self.began = 0, time.monotonic()
 
     def after_pass(self, stop: bool, save: bool) -> Decision | None:
-        """Return the decision of all processes, or None between two agreements; all must call it after each pass.
+        """Return the processes' decision, or None between agreements. All processes must call this after each pass.
 
-        stop, save: what this process wishes. One process that wishes is enough.
+        stop, save: what this process wishes. One process's wish is enough.
         """
         self.passes += 1
         if self.passes < self.passes_to_next:
@@ -77,7 +77,7 @@ class Agreement:
         return self.decide(wishes)
 
     def decide(self, wishes: Sequence[float]) -> Decision | None:
-        """Ask all processes, and return the answer to this question, or to the one before."""
+        """Ask all processes, and return the answer to this question or, if late, to the previous one."""
         asked = Asked(wishes, self.device)
         answered = self.asked if self.late else asked
         self.asked = asked
@@ -88,7 +88,7 @@ class Agreement:
         return decision
 
     def saved(self, decision: Decision) -> Decision:
-        """Note that all processes have saved; return what is left of the decision."""
+        """Note that all processes have saved. Return what is left of the decision."""
         if self.asked:
             self.asked.saved_since = True
         return replace(decision, save=False)

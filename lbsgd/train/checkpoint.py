@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent, free of the world size, and load without unpickling anything.
+"""Checkpoints that are complete or absent, independent of the world size, and loaded without unpickling.
 
     checkpoints/iteration_00001560/
         weights.safetensors     parameters (float32 masters) and batch norm's agreed statistics, by state_dict name
@@ -8,7 +8,7 @@
         manifest.json           size and SHA-256 of each of these; written last
 
 A checkpoint is written into a hidden folder, forced to the disk, and renamed. So a folder with the final name is
-complete, or was damaged afterwards.
+complete, unless it was damaged afterwards.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from lbsgd.errors import CheckpointError, one_line
 from lbsgd.train.checkpoint_names import named, named_at_start, place
 from lbsgd.train.identity import require_same_run
 
-KEEP = 3  # the newest; an older one is deleted only when a newer one stands
+KEEP = 3  # the newest; an older one is deleted only once a newer one is complete
 AGAIN = "make room, and give the same command with --resume, which evaluates and writes it again"
 VERSION = 1
 TENSORS = ("weights", "momentum", "random")
-FILES = {*(f"{name}.safetensors" for name in TENSORS), "state.json"}  # that the manifest of a checkpoint describes
+FILES = {*(f"{name}.safetensors" for name in TENSORS), "state.json"}  # described by a checkpoint's manifest
 
 
 class GoneOn(NamedTuple):
-    """The checkpoint that a run went on from, and the newer ones that it passed over, because they were damaged."""
+    """The checkpoint that a run resumed from, and the newer ones that it passed over because they were damaged."""
 
     path: Path
     passed_over: set[Path]
 
 
 class Loaded(NamedTuple):
-    """Tensors and state of a checkpoint, as they were given to `save`."""
+    """A checkpoint's tensors and state, as given to `save`."""
 
     tensors: dict[str, dict[str, torch.Tensor]]
     state: dict[str, Any]
@@ -66,15 +66,15 @@ def save(
 
     tensors    weights, momentum and random, each by name
     state      plain data for state.json
-    gone_on    None in a run that began anew
+    gone_on    None if the run did not resume
 
-    Raises OSError when the disk fails; the folder then holds what it held before.
+    Raises OSError if the disk fails. The folder then holds what it held before.
     """
     name = f"iteration_{iteration:08d}"
     final = unused(folder, name)
     building = folder / f".{name}.{os.getpid()}"
-    for left_over in folder.glob(".iteration_*"):  # by a run that was killed while it saved or deleted
-        # NFS keeps a file that somebody has open; the next save tries again.
+    for left_over in folder.glob(".iteration_*"):  # by a run that was killed while saving or deleting
+        # NFS keeps a file that is open somewhere. The next save tries again.
         shutil.rmtree(left_over, ignore_errors=True)
     try:
         building.mkdir(parents=True)
@@ -90,23 +90,23 @@ def save(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     if gone_on:
-        gone_on.passed_over.discard(final)  # deleted, and now made again
+        gone_on.passed_over.discard(final)  # it was deleted and is now made again
     for old in unneeded(folder, final, gone_on):
-        with suppress(OSError):  # it takes room, and nothing else
+        with suppress(OSError):  # it only takes up room
             delete(old)
     return final
 
 
 def unneeded(folder: Path, final: Path, gone_on: GoneOn | None) -> list[Path]:
-    """Return the checkpoints to delete once `final` is written: all but the newest three up to it.
+    """Return the checkpoints to delete once `final` is written: all except the newest three up to it.
 
-    Neither damaged ones, where that is known, nor any that are newer than `final` count among the three. Those that
-    the run passed over stay until three of its own stand, in case somebody mends them.
+    Checkpoints that are known to be damaged or are newer than `final` do not count among the three. Those that the run
+    passed over stay until it has three of its own, in case somebody repairs them.
     """
     passed_over = gone_on.passed_over if gone_on else set()
     own = [path for path in named(folder) if path not in passed_over and place(path) <= place(final)]
     whole = [path for path in own if has_manifest(path)]
-    kept = [*{path.stem: path for path in whole}.values()][-KEEP:]  # of each iteration, the last save
+    kept = [*{path.stem: path for path in whole}.values()][-KEEP:]  # the last save of each iteration
     old = [path for path in whole if path not in kept]
     if len(kept) == KEEP:
         old += [path for path in own if place(path) < place(kept[0]) and path not in whole]
@@ -130,15 +130,15 @@ def manifest_entry(data: bytes) -> dict[str, Any]:
 def unused(folder: Path, name: str) -> Path:
     """Return a free name for a checkpoint, numbered if this iteration was saved before.
 
-    A run that resumed from an older checkpoint saves an iteration again. No portable call exchanges two folders at
-    once, and the old checkpoint must stand until the new one does.
+    A run that resumed from an older checkpoint saves an iteration again. No portable call swaps two folders atomically,
+    and the old checkpoint must exist until the new one does.
     """
     taken = [place(path)[1] for path in named(folder) if path.stem == name]
     return folder / (f"{name}.{max(taken) + 1}" if taken else name)
 
 
 def delete(path: Path) -> None:
-    """Delete a checkpoint, its name first, so that its remains never pass for a checkpoint."""
+    """Delete a checkpoint. It is renamed first, so that its remains never pass for a checkpoint."""
     hidden = path.with_name(f".{path.name}.deleted")
     path.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
@@ -149,16 +149,16 @@ def has_manifest(path: Path) -> bool:
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the newest checkpoint, damaged or not, or None if there never was one. Raises CheckpointError."""
+    """Return the newest checkpoint, damaged or not, or None. Raises CheckpointError if the folder cannot be read."""
     return max(named_at_start(folder), key=place, default=None)
 
 
 def load_newest(folder: Path, identity: dict[str, Any], say: Callable[[str], None]) -> Loaded:
     """Load the newest whole checkpoint.
 
-    say: told which one it is, and what is wrong with newer ones. Raises CheckpointError that names the first difference
-    if the checkpoint belongs to a run with another identity. Raises it also if none is whole, or one may not be read: a
-    run that silently went on from before would delete what somebody may still repair.
+    say: prints which one it is, and what is wrong with newer ones. Raises CheckpointError that names the first
+    difference if the checkpoint's run has another identity. Also raises it if none is whole, or if this user may not
+    read one: a run that silently resumed from an older one would delete what somebody may still repair.
     """
     damaged: dict[Path, DamagedError] = {}
     for path in reversed(named_at_start(folder)):
@@ -179,7 +179,7 @@ def load_newest(folder: Path, identity: dict[str, Any], say: Callable[[str], Non
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint with a file that is missing or not as written."""
+    """A file of a checkpoint is missing or not as written."""
 
 
 def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
@@ -213,11 +213,11 @@ def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]
 
 
 def export_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Write a float32 state_dict for torch.load(path) and torchvision's load_state_dict; whole or absent.
+    """Write a float32 state_dict for torch.load(path) and torchvision's load_state_dict, atomically.
 
     Raises CheckpointError if the disk fails.
     """
-    whole = io.BytesIO()  # on a full disk torch's own writer says nothing of that
+    whole = io.BytesIO()  # torch's own writer does not report a full disk
     torch.save(weights, whole)
     try:
         replace_file(path, whole.getvalue())

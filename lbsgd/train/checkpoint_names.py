@@ -1,6 +1,6 @@
 """The names of checkpoints: `iteration_00001560`, or `iteration_00001560.1` if that iteration was saved before.
 
-Without torch, so that a command can look for checkpoints before torch loads.
+This module does not load torch, so that a command can look for checkpoints first.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ CHECKPOINT_NAME = re.compile(r"iteration_\d+(\.\d+)?")
 
 
 def named(folder: Path) -> list[Path]:
-    """Return the entries of a folder with a checkpoint's name, oldest first, damaged or not; none without the folder.
+    """Return a folder's entries with a checkpoint's name, oldest first, damaged or not. Empty without the folder.
 
-    Raises OSError for a folder that cannot be read.
+    Raises OSError if the folder cannot be read.
     """
     try:
         names = os.listdir(folder)
@@ -27,7 +27,7 @@ def named(folder: Path) -> list[Path]:
 
 
 def named_at_start(folder: Path) -> list[Path]:
-    """Return `named`. Raises CheckpointError for a folder that cannot be read, which is not an empty one."""
+    """Return `named`. Raises CheckpointError if the folder cannot be read, because that does not mean it is empty."""
     try:
         return named(folder)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How long an epoch and its iterations take on this process, and how much of that is waiting."""
+"""Measure how long an epoch and its iterations take on this process, and how much of that is waiting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 class HostEvent:
-    """Replaces torch.cuda.Event on a CPU, which has done all its work when Python goes on."""
+    """Replaces torch.cuda.Event on a CPU, where all work is done when Python goes on."""
 
     def record(self) -> None:
         self.at = time.perf_counter()
@@ -27,7 +27,7 @@ class HostEvent:
 
 
 def events_of(device: torch.device | str) -> Callable[[], Any]:
-    """Return the function that makes the events of a device's queue."""
+    """Return the function that makes events in a device's queue."""
     if torch.device(device).type == "cuda":
         return lambda: torch.cuda.Event(enable_timing=True)
     return HostEvent
@@ -36,10 +36,10 @@ def events_of(device: torch.device | str) -> Callable[[], Any]:
 class Waits:
     """The seconds that a device waits, for data or for aggregation.
 
-    The host queues an event before a wait and one after it, and the device's time between the two counts. If the host
-    waits for data, it is 0 if the device has work left meanwhile, else the rest of the wait. It includes the short
-    copies that the wait itself queues: of labels, and of a detector's images. Nobody waits for the events: they are
-    read once they have happened, and then used again.
+    The host queues one event before and one after a wait, and the device's time between the two counts. If the host
+    waits for data, this is 0 if the device has enough work meanwhile, else the rest of the wait. It includes the short
+    copies that the wait itself queues: of labels, and of a detector's images. Nothing waits for the events. They are
+    read once they have happened, and then reused.
     """
 
     def __init__(self, event: Callable[[], Any]):
@@ -49,7 +49,7 @@ class Waits:
         self.start_epoch()
 
     def start_epoch(self) -> None:
-        """Begin to count for an epoch, and for its first window."""
+        """Start counting for an epoch and for its first window."""
         self.before_epoch = self.read()
         self.start_window()
 
@@ -70,9 +70,9 @@ class Waits:
         return event
 
     def add(self, began: Any) -> None:
-        """Add the wait that began with an event, and ends now."""
+        """Add the wait that began with an event and ends now."""
         self.pairs.append((began, self.queue()))
-        self.read()  # keeps few of them, even if nobody reads
+        self.read()  # so that few are kept, even if nothing else reads
 
     def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, wrapped to count each call as a wait."""
@@ -99,7 +99,7 @@ class Waits:
 class Clock:
     """Two stopwatches: one for the epoch, one for the iterations since the last record (the window).
 
-    data, aggregation    the waits for them, in both. The first wait for data is counted as part of the time and not as
+    data, aggregation    the waits for them, in both stopwatches. The first wait for data counts as time but not as
                          waiting: the loader starts and compiles then, and no advice about threads or disks would
                          shorten it. The waits are known once the host has waited for the device, as before a record
     """
@@ -109,20 +109,20 @@ class Clock:
         self.start_epoch()
 
     def start_epoch(self, seconds_before: float = 0.0) -> None:
-        """Begin an epoch, or go on with one that took seconds_before already, before a restart."""
+        """Begin an epoch, or continue one that had taken seconds_before when the run was restarted."""
         self.seconds_before = seconds_before
         self.window_began = self.epoch_began = time.perf_counter()
         self.data.start_epoch()
         self.aggregation.start_epoch()
 
     def start_window(self) -> None:
-        """Begin the window of the next iteration record."""
+        """Begin the next iteration record's window."""
         self.window_began = time.perf_counter()
         self.data.start_window()
         self.aggregation.start_window()
 
     def next_of(self, items: Iterator[Item]) -> Item:
-        """Return the next item, and count the wait for it."""
+        """Return the next item and count the wait for it."""
         began = self.data.queue()
         item = next(items)
         if self.started:

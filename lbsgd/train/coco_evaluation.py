@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes and masks, every image evaluated once on any number of processes (Sec. 5.4)."""
+"""COCO's average precision of boxes and masks. On any number of processes, each image is evaluated once (Sec. 5.4)."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from lbsgd.errors import missing_pycocotools
 from lbsgd.processes.ending import from_rank_0
 
 NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # the first six of COCO's numbers
-HEADS = (RPNHead, FastRCNNPredictor, MaskRCNNPredictor)  # whose outputs become detections
+HEADS = (RPNHead, FastRCNNPredictor, MaskRCNNPredictor)  # their outputs become detections
 
 Found = list[dict[str, Any]]
 
 
 @torch.no_grad()
 def coco_numbers(network: Any, batches: Iterable[ValImage], names: dict[int, str]) -> dict[str, Any]:
-    """Return AP, AP50, AP75 and AP by size of boxes and masks in %; all processes must call it.
+    """Return AP, AP50, AP75 and AP by size of boxes and masks in %. All processes must call this.
 
-    names: of the categories by id (`labels_of`). An image is a forward by itself, so its detections depend on nothing
-    else. Rank 0 compares the detections of all processes, in the order of the images' ids. A number is None if there is
-    no object of its size. All are NaN if an output of the network is not a number.
+    names: {category id: name} (`labels_of`). Each image is a separate forward, so its detections do not depend on other
+    images. Rank 0 compares the detections of all processes, in the order of the images' ids. A number is None if there
+    is no object of its size. All are NaN if an output of the network is not a number.
     """
     images, found = [], []
     with watched_outputs(network) as finite:
@@ -48,7 +48,7 @@ def coco_numbers(network: Any, batches: Iterable[ValImage], names: dict[int, str
 
 @contextlib.contextmanager
 def watched_outputs(network: Any) -> Iterator[list[torch.Tensor]]:
-    """Keep in a list whether all outputs of the heads so far are numbers, on the device, which nobody waits for.
+    """Yield a list that holds whether all outputs of the heads so far are numbers, on the device, without a wait.
 
     torchvision drops a detection that is not a number, and an AP of 0 would pass for a result.
     """
@@ -65,9 +65,9 @@ def watched_outputs(network: Any) -> Iterator[list[torch.Tensor]]:
 
 
 def detections(image: Image, detected: dict[str, torch.Tensor]) -> Found:
-    """Return an image's detections as COCO's results: boxes, run lengths of the masks (probability above 1/2).
+    """Return an image's detections as COCO's results: boxes, and run lengths of the masks (probability above 1/2).
 
-    Their category is the label.
+    The category is the label.
     """
     try:
         from pycocotools import mask
@@ -85,12 +85,12 @@ def detections(image: Image, detected: dict[str, torch.Tensor]) -> Found:
 
 
 def compared(gathered: list[tuple[list[Image], Found, bool]], names: dict[int, str]) -> dict[str, Any]:
-    """Return the numbers of all processes' detections; pycocotools' own output is dropped."""
+    """Return the numbers for all processes' detections. pycocotools' own output is dropped."""
     from pycocotools.coco import COCO
 
     images = sorted((image for part, _, _ in gathered for image in part), key=lambda image: image.id)
-    # Numbered anew, as NumPy has them: pycocotools puts ids into arrays, where 2^63 becomes a float, and a text's NUL
-    # goes. An annotation of id 0 would be no match, and a repeated one another object.
+    # Renumbered, because pycocotools puts ids into NumPy arrays, where 2^63 becomes a float and a text loses its NUL.
+    # An annotation with id 0 would match nothing, and a repeated id would be another object.
     numbers = {image.id: number for number, image in enumerate(images, start=1)}
     labels = labels_of(names)
     found = [{**each, "image_id": numbers[each["image_id"]]} for _, part, _ in gathered for each in part]
@@ -120,13 +120,13 @@ def compared(gathered: list[tuple[list[Image], Found, bool]], names: dict[int, s
 
 
 def area_of(annotation: dict[str, Any]) -> float:
-    """Return an object's area, or its box's if the file has none; 0 counts as an area, of a small object."""
+    """Return an object's area, or its box's area if the file has none. An area of 0 counts, as a small object."""
     width, height = annotation["bbox"][2:]
     return annotation.get("area", max(0, width) * max(0, height))
 
 
 def precision(truth: Any, found: Found, kind: str, name: str) -> dict[str, float | None]:
-    """Return COCO's six average precisions in %; None if there is no object, else 0 without any detection."""
+    """Return COCO's six average precisions in %: None without any object, else 0 without any detection."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 

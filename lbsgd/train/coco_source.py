@@ -1,4 +1,4 @@
-"""A run's images from a COCO data set: a detector's recipe gives the session this in place of FFCV files."""
+"""A run's images from a COCO data set. A detector's recipe gives this to the session in place of FFCV files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lbsgd.train.images import Images, ImageSource, cut_of
 
 
 def coco_files(folder: Path, train: CocoSplit, val: CocoSplit, loader_workers: int) -> ImageSource:
-    """Return the two splits of a folder, loaded by as many loader workers per process (in this one with 0)."""
+    """Return a folder's two splits, loaded by `loader_workers` workers per process (with 0, by the process itself)."""
     if loader_workers:
         advice = (
             f"{loader_workers} loader workers per process: give more --loader_workers if cores are idle; a faster disk "
@@ -30,6 +30,6 @@ def coco_files(folder: Path, train: CocoSplit, val: CocoSplit, loader_workers: i
         of_train = CocoTrain(train, cut, per_forward=n, flip=flip, loader_workers=loader_workers, device=device)
         return Images(of_train, CocoEval(val, loader_workers=loader_workers, device=device, share=cut.share))
 
-    # Depends on both files of annotations and on how many images could be used.
+    # Depends on both annotation files and on how many images are usable.
     fingerprint = f"{train.fingerprint} {len(train)} {val.fingerprint} {len(val)}"
     return ImageSource(len(train.names), train.class_names, fingerprint, str(folder), advice, opened)

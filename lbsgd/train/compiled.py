@@ -1,6 +1,6 @@
 """torch.compile, one residual block at a time, so that gradients still arrive block by block and aggregation overlaps.
 
-A network compiled as a whole has one backward, and all its gradients come at the end. Evaluation runs as it is
+A network compiled as a whole has one backward, and all its gradients arrive at the end. Evaluation runs uncompiled
 (`as_it_is`), because another mode and a smaller last batch would compile every block again.
 """
 
@@ -17,10 +17,10 @@ from lbsgd.errors import ConfigError
 
 
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
-    """Have each of a network's residual blocks run compiled in training; return how many there are.
+    """Compile each of a network's residual blocks for training. Return how many there are.
 
-    Their sizes are fixed: a block with other sizes is another graph. A block that cannot be one graph raises when it
-    first runs, rather than run slowly. Raises ConfigError for a network without blocks of torchvision's kind.
+    Sizes are fixed: other sizes need another graph. A block that cannot be one graph raises when it first runs, rather
+    than run slowly. Raises ConfigError for a network without blocks of torchvision's kind.
     """
     blocks = residual_blocks(model)
     if not blocks:
@@ -30,7 +30,7 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
         )
     import torch._dynamo  # late: it takes seconds, which only this flag's users should wait for
 
-    # All blocks run the code of one class, and torch stops compiling a code after so many graphs.
+    # All blocks run the code of one class, and torch stops compiling the same code after recompile_limit graphs.
     limit = torch._dynamo.config.recompile_limit  # type: ignore[attr-defined]
     torch._dynamo.config.recompile_limit = max(limit, 2 * len(blocks))  # type: ignore[attr-defined]
     for block in blocks:
@@ -40,7 +40,7 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
 
 @contextmanager
 def as_it_is(model: nn.Module) -> Iterator[None]:
-    """Run a network's blocks uncompiled inside; import and do nothing if none is compiled."""
+    """Run a network's blocks uncompiled inside. If none is compiled, import nothing and do nothing."""
     if any(module._compiled_call_impl is not None for module in model.modules()):
         with torch.compiler.set_stance("force_eager"):
             yield

@@ -1,4 +1,4 @@
-"""How DeepSpeed builds an engine for a plan: its JSON, what it would lose or refuses, and two changes meanwhile."""
+"""Prepare DeepSpeed to build an engine for a plan: its JSON, refusals of what it cannot do, and two patches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def require_device(processes: Processes) -> None:
 
 
 def require_met(processes: Processes) -> None:
-    """Raise ConfigError if a program's own processes have met, and the environment does not tell each its place."""
+    """Raise ConfigError if a program's processes have already met, but the environment gives another world size."""
     met = torch.distributed.get_world_size()
     if met != processes.world_size:
         raise ConfigError(
@@ -36,7 +36,7 @@ def require_met(processes: Processes) -> None:
 
 
 def require_arithmetic(precision: str, accelerator: Any) -> None:
-    """Raise ConfigError, naming what the device can do, if fp16 is asked for and it cannot compute in it."""
+    """Raise ConfigError, naming the alternatives, if fp16 is asked for and the device cannot compute in it."""
     if precision == "fp16" and not accelerator.is_fp16_supported():
         raise ConfigError(
             f"this device ({accelerator.device_name()}) cannot compute in fp16; use --precision bf16 or "
@@ -45,7 +45,7 @@ def require_arithmetic(precision: str, accelerator: Any) -> None:
 
 
 def require_real(model: torch.nn.Module, plan: Plan) -> None:
-    """Raise ConfigError for complex weights where DeepSpeed keeps their real parts only, or cannot reduce them."""
+    """Raise ConfigError for complex weights if DeepSpeed would keep only their real parts or could not reduce them."""
     if plan.zero_stage:
         why = f"ZeRO stage {plan.zero_stage} would lose its imaginary part; use zero_optimization.stage 0"
     elif plan.world_size > 1 and not plan.aggregates:
@@ -60,30 +60,30 @@ def require_real(model: torch.nn.Module, plan: Plan) -> None:
 
 
 def deepspeed_config(plan: Plan) -> dict[str, Any]:
-    """Return the JSON for DeepSpeed: without our block, and without the lines that lbsgd prints itself."""
+    """Return the JSON for DeepSpeed, without our block and without the key for lines that lbsgd prints itself."""
     config = {key: value for key, value in plan.config.items() if key not in ("lbsgd", "steps_per_print")}
     zero = dict(config.get("zero_optimization", {}))
     if plan.aggregates:  # ZeRO would reduce in its own hooks, before ours
         zero["overlap_comm"] = False
     if has_nothing_to_reduce(plan):
-        zero["contiguous_gradients"] = False  # where DeepSpeed would copy each gradient to, by a hook of its own
+        zero["contiguous_gradients"] = False  # else DeepSpeed would copy each gradient there, in its own hook
     if plan.zero_stage in (1, 2) and not config.get("gradient_clipping") and "offload_optimizer" not in zero:
-        # Nobody reads the norm, but for it each update waits for the device, and skips gradients that are NaN unsaid.
+        # Nothing reads the norm. It makes each update wait for the device, and silently skip gradients that are NaN.
         zero.setdefault("compute_grad_norm", False)
     timers = config.get("timers", {})
-    # Its throughput timer, on where nobody says otherwise, waits for the GPU at every pass.
+    # DeepSpeed's throughput timer, on by default, waits for the GPU at every pass.
     throughput = {"enabled": False, **timers.get("throughput", {})}
     return {**config, "timers": {**timers, "throughput": throughput}, "zero_optimization": zero}
 
 
 def has_nothing_to_reduce(plan: Plan) -> bool:
-    """Whether ZeRO 1 has one process only, and a JSON without offload_optimizer, so gradients stay on the device."""
+    """Whether ZeRO 1 runs on a single process without offload_optimizer, so that gradients stay on the device."""
     alone = plan.world_size == 1 and plan.zero_stage == 1 and plan.aggregates
     return alone and "offload_optimizer" not in plan.config["zero_optimization"]
 
 
 def refusal(plan: Plan, error: Exception) -> ConfigError:
-    """Return DeepSpeed's own words, in one line, for what it refuses when it builds its engine."""
+    """Return an error with DeepSpeed's own words, in one line, for what it refuses when it builds its engine."""
     if isinstance(error, ValidationError):  # an unknown key or a wrong value in a block that DeepSpeed checks itself
         [details, *_] = error.errors()
         key = ".".join(map(str, details["loc"]))
@@ -111,9 +111,9 @@ def require_planned_passes(passes: int, plan: Plan) -> None:
 
 @contextmanager
 def building(engine_class: Any) -> Iterator[None]:
-    """Let a DeepSpeed engine that is made inside send parameters without a dimension, at which 0.19.8 raises.
+    """Let a DeepSpeed engine made inside send zero-dimensional parameters, for which 0.19.8 raises.
 
-    Its warning of an optimizer that was not tested with ZeRO is left out: tests/test_oracle.py tests ours.
+    Its warning of an optimizer that was not tested with ZeRO is suppressed, because tests/test_oracle.py tests ours.
     """
     logger, send = logging.getLogger("DeepSpeed"), engine_class._broadcast_model
 

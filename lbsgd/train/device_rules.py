@@ -1,4 +1,4 @@
-"""Rules by the kind of device: the layout of images and weights, and what computes batch norm."""
+"""Choices by the kind of device: the layout of images and weights, and what computes batch norm."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from lbsgd.algorithm.norm_rule import implementation_for
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 
-# The layout of images and weights: tensor cores want it, and most networks are faster in it on a CPU
+# The layout of images and weights. Tensor cores need it, and most networks are faster with it on a CPU
 # (docs/experiments.md).
 LAYOUT = torch.channels_last
-A100 = (8, 0)  # the compute capability from which GPUs of NVIDIA compute in bf16
+A100 = (8, 0)  # the compute capability from which NVIDIA's GPUs compute in bf16
 
 
 def lay_out(model: nn.Module, layout: torch.memory_format = LAYOUT) -> None:
-    """Put weights of four dimensions, as of convolutions over images, into a layout; others become contiguous."""
+    """Put weights with four dimensions, such as those of 2-d convolutions, into a layout. Make others contiguous."""
     for parameter in model.parameters():
         if parameter.dim() == 4 and layout != torch.contiguous_format:
             parameter.data = parameter.data.contiguous(memory_format=layout)
         elif parameter.stride() != (plain := torch.empty(parameter.shape, device="meta")).stride():
-            # .contiguous() would keep the strides of dimensions of one element, which DeepSpeed looks at.
+            # .contiguous() would keep the strides of one-element dimensions, which DeepSpeed checks.
             parameter.data = torch.empty_like(plain, dtype=parameter.dtype, device=parameter.device).copy_(
                 parameter.data
             )
@@ -31,20 +31,20 @@ def lay_out(model: nn.Module, layout: torch.memory_format = LAYOUT) -> None:
 def repeat_bits() -> None:
     """Let cuDNN use only algorithms that add in the same order each time, as our kernels always do."""
     torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False  # which may choose another algorithm each time
+    torch.backends.cudnn.benchmark = False  # it may choose another algorithm each time
 
 
 def kind_in_rule(device: torch.device) -> str:
-    """Return the device's type, or "a GPU of another kind" for one older than the A100 or not NVIDIA's."""
+    """Return the device's type, or "a GPU of another kind" for a GPU older than the A100 or not NVIDIA's."""
     if device.type != "cuda" or (torch.version.cuda and torch.cuda.get_device_capability(device) >= A100):
         return device.type
     return "a GPU of another kind"
 
 
 def emulated_bf16(plan: Plan, device: torch.device) -> str:
-    """Return what to say of a plan in bf16 on a GPU that only emulates it; "" where there is nothing to say.
+    """Return what to say of a plan in bf16 on a GPU that only emulates it, else "".
 
-    It is no error, because the results are right. torch's own question, and DeepSpeed's, count emulation as support.
+    It is not an error, because the results are right. torch's own check, and DeepSpeed's, count emulation as support.
     """
     if plan.precision != "bf16" or device.type != "cuda" or not torch.version.cuda:
         return ""

@@ -1,11 +1,11 @@
-"""Puts the paper's mathematics into DeepSpeed; the only file that imports it, for recipes and for other projects.
+"""Put the paper's mathematics into DeepSpeed, for recipes and for other projects. Only this file imports DeepSpeed.
 
     engine, plan = lbsgd.initialize(model, "ds_configs/8k.json", num_images=1281167)
     loss = cross_entropy(engine(images).float(), labels)      # one pass of plan.micro_batch images
     engine.backward(loss)
     engine.step()                                             # the last of accumulation_steps passes moves the weights
 
-Where DeepSpeed 0.19.8 differs from the paper, this file puts it right; tests/test_upstream.py pins each point.
+Where DeepSpeed 0.19.8 differs from the paper, this file corrects it. tests/test_upstream.py pins each point.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 if not torch.accelerator.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would find that by itself, with a warning
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would find out itself, with a warning
 
 import deepspeed
-import deepspeed.utils.pin_memory  # an engine that Python frees imports it, perhaps amid another import
+import deepspeed.utils.pin_memory  # an engine imports it when Python frees it, perhaps amid another import
 from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.lr_schedules import WarmupLR
 from deepspeed.runtime.zero.utils import ZeRORuntimeException
@@ -73,7 +73,7 @@ REFUSALS = (
 class LinearScalingWarmupLR(WarmupLR):
     """Extends DeepSpeed's WarmupLR to the paper's whole schedule (Sec. 2.2, 5.1), positioned absolutely.
 
-    step(t) sets the lr of update t. DeepSpeed calls step() after each applied update, and not after one that fp16
+    step(t) sets the lr of update t. DeepSpeed calls step() after each applied update, but not after one that fp16
     overflow skipped. So `initialize` positions it before each training forward by the number of iterations whose images
     were consumed, and a skipped update shifts nothing. WarmupLR alone lags by one iteration.
     """
@@ -95,7 +95,7 @@ class LinearScalingWarmupLR(WarmupLR):
         return [lr * lr_factor(group) for group in self.optimizer.param_groups]
 
     def lr_of(self, iteration: int) -> float:
-        """Return the learning rate of any update of the run, of groups without a factor of their own."""
+        """Return the learning rate of any update of the run, for groups without their own factor."""
         return learning_rate(iteration, self.schedule)
 
     def load_state_dict(self, state: dict) -> None:
@@ -103,12 +103,12 @@ class LinearScalingWarmupLR(WarmupLR):
 
 
 def start_processes(timeout_seconds: float = 600, store: Store | None = None) -> Processes:
-    """Join the processes of this run, a single one if no launcher started us, without compiling anything.
+    """Join the processes of this run, or stay alone if no launcher started us. Nothing is compiled.
 
-    store              the processes have met there already; by default they meet at MASTER_ADDR:MASTER_PORT
+    store              where the processes have already met; by default they meet at MASTER_ADDR:MASTER_PORT
     timeout_seconds    a collective call that takes longer raises
 
-    Raises ConfigError if they cannot meet.
+    Raises ConfigError if the processes cannot meet.
     """
     processes = Processes.from_environment()
     accelerator = deepspeed.accelerator.get_accelerator()
@@ -116,14 +116,14 @@ def start_processes(timeout_seconds: float = 600, store: Store | None = None) ->
     # DeepSpeed's shared-memory all-reduce serves inference only, and compiles for a minute on the first CPU start.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if processes.alone:
-        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed's engine wants it
+        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed's engine needs it
     if torch.distributed.is_initialized():
         require_met(processes)
     else:
-        if deepspeed.comm.comm.cdb is not None:  # of processes that have parted again, as after a test
+        if deepspeed.comm.comm.cdb is not None:  # left by an earlier process group, as after a test
             deepspeed.utils.groups._release_process_group_references()
         if processes.alone:
-            store = HashStore()  # no port: what we set in the environment, our children would take for a launcher's
+            store = HashStore()  # no port: our children would take variables that we set for a launcher's
         elif store is None:
             master()  # else DeepSpeed asks for mpi4py
         timeout = timedelta(seconds=timeout_seconds)
@@ -158,9 +158,9 @@ def initialize(
                   left out of weight decay (Sec. 5.1)
     config        a DeepSpeed JSON with an `lbsgd` block (its path, or parsed), or a `Plan`
     num_images    size of the training data, from which iterations are derived
-    overrides     values to lay over the JSON
+    overrides     values that replace the JSON's
 
-    Raises ConfigError if JSON, processes, data or device cannot go together, or networks differ between processes.
+    Raises ConfigError if JSON, processes, data or device do not fit together, or if networks differ between processes.
     """
     require_network(model)
     if isinstance(model, deepspeed.DeepSpeedEngine):
@@ -184,7 +184,7 @@ def initialize(
 
 
 def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.DeepSpeedEngine, LinearScalingWarmupLR]:
-    """Return DeepSpeed's engine and its scheduler for a plan. Raises ConfigError for what DeepSpeed refuses."""
+    """Return DeepSpeed's engine and its scheduler for a plan. Raises ConfigError if DeepSpeed refuses."""
     lay_out(model, torch.contiguous_format)  # DeepSpeed cannot send weights in channels_last to other processes
     optimizer, config = build_optimizer(model, plan), deepspeed_config(plan)
     try:
@@ -199,8 +199,8 @@ def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.Deep
         raise refusal(plan, error) from error
     require_planned_passes(engine.gradient_accumulation_steps(), plan)
     if plan.zero_stage == 0:
-        lay_out(engine.module)  # ZeRO flattens weights, and would lose their layout
-        # One process has nothing to aggregate; DeepSpeed would copy all gradients into one buffer and back.
+        lay_out(engine.module)  # not under ZeRO, which flattens weights and would lose their layout
+        # One process has nothing to aggregate. DeepSpeed would copy all gradients into one buffer and back.
         engine.enable_backward_allreduce = plan.world_size > 1
     else:
         spare_the_host(engine.optimizer)
@@ -213,17 +213,17 @@ def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.Deep
 
 
 def full_parameter(engine, parameter) -> torch.Tensor:
-    """Return a parameter whole, in float32; collective under ZeRO."""
+    """Return a whole parameter, in float32. Collective under ZeRO."""
     return safe_get_full_fp32_param(parameter) if engine.zero_optimization() else parameter
 
 
 def full_gradient(engine, parameter) -> torch.Tensor:
-    """Return a parameter's reduced gradient whole, between the last backward and the step; collective under ZeRO."""
+    """Return a parameter's whole reduced gradient, between the last backward and the step. Collective under ZeRO."""
     return safe_get_full_grad(parameter) if engine.zero_optimization() else parameter.grad
 
 
 def set_parameter(engine, parameter, value: torch.Tensor) -> None:
-    """Set ZeRO's float32 master of a parameter; at stage 0 the module's state_dict holds all there is."""
+    """Set ZeRO's float32 master of a parameter. At stage 0 the module's state_dict already holds everything."""
     if engine.zero_optimization():
         safe_set_full_fp32_param(parameter, value.to(parameter.device))
 
@@ -235,7 +235,7 @@ def spread_parameters(engine) -> None:
 
 
 def full_momentum(engine, parameter) -> torch.Tensor:
-    """Return a parameter's momentum whole; zeros if no gradient has come yet. Collective under ZeRO."""
+    """Return a parameter's whole momentum, zeros before its first gradient. Collective under ZeRO."""
     if engine.zero_optimization():
         return safe_get_full_optimizer_state(parameter, MOMENTUM)
     momentum = engine.basic_optimizer.state[parameter].get(MOMENTUM)
@@ -243,7 +243,7 @@ def full_momentum(engine, parameter) -> torch.Tensor:
 
 
 def set_momentum(engine, parameter, value: torch.Tensor) -> None:
-    """Set a parameter's momentum, which `allocate_momentum` has made room for."""
+    """Set a parameter's momentum. `allocate_momentum` must have made room for it."""
     if engine.zero_optimization():
         safe_set_full_optimizer_state(parameter, value.to(parameter.device), MOMENTUM)
     else:

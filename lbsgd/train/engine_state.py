@@ -1,4 +1,4 @@
-"""The state of an engine, whole, in float32 at least on the CPU, whatever the world size and ZeRO stage."""
+"""An engine's whole state, in at least float32 on the CPU, for any world size and ZeRO stage."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from lbsgd.train.trained import trained
 
 @dataclass
 class EngineState:
-    """Weights and momentum of a run in float32 at least on the CPU, whole, whatever the world size and ZeRO stage."""
+    """A run's whole weights and momentum, in at least float32 on the CPU, for any world size and ZeRO stage."""
 
     weights: dict[str, torch.Tensor]  # parameters (the float32 masters under fp16) and buffers, by state_dict name
     momentum: dict[str, torch.Tensor]  # u of (9) or v of (10), by parameter name; empty before the first update
-    counters: dict[str, Any]  # iterations, updates that overflow skipped, loss scale, last lr applied
+    counters: dict[str, Any]  # iterations, updates skipped by overflow, loss scale, last lr applied
 
 
 def gather_state(engine, keep: bool = True) -> EngineState:
-    """Gather the whole state from all processes; all of them must call it. Without `keep` a process only takes part."""
+    """Gather the whole state from all processes, which must all call this. Without `keep` a process only takes part."""
     state = EngineState({}, {}, counters(engine))
     own = trained(engine)
     for name, tensor in engine.module.state_dict().items():
@@ -47,9 +47,9 @@ def gather_state(engine, keep: bool = True) -> EngineState:
 
 
 def restore_state(engine, state: EngineState) -> None:
-    """Put a gathered state into an engine of any world size and ZeRO stage; all processes must call it.
+    """Put a gathered state into an engine of any world size and ZeRO stage. All processes must call this.
 
-    Gradients of an iteration that had begun are dropped.
+    Gradients of an unfinished iteration are dropped.
     """
     drop_gradients(engine)
     engine.module.load_state_dict(state.weights)
@@ -73,7 +73,7 @@ def drop_gradients(engine) -> None:
 
 
 def allocate_momentum(engine, last_lr: float | None) -> None:
-    """Give the optimizer the state it has after its first step, with zeros: ZeRO has none to write into before."""
+    """Give the optimizer its state after the first step, with zeros, because ZeRO has none to write into before."""
     sgd = engine.basic_optimizer
     for group in sgd.param_groups:
         for parameter in group["params"]:
@@ -86,7 +86,7 @@ def allocate_momentum(engine, last_lr: float | None) -> None:
 def link_momentum(engine) -> None:
     """Let DeepSpeed's accessors find the momentum of every group.
 
-    DeepSpeed links all groups after the first group's first step, when the others have no momentum yet.
+    DeepSpeed links all groups after the first group's first step, when the others do not have momentum yet.
     """
     if engine.zero_optimization():
         engine.optimizer._hp_optimizer_states_linked = False
@@ -94,7 +94,7 @@ def link_momentum(engine) -> None:
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """Copy to the CPU, contiguous, in float32 at least."""
+    """Copy to the CPU, contiguous, in at least float32."""
     return at_least_float32(tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format))
 
 
@@ -102,7 +102,7 @@ SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"
 
 
 def counters(engine) -> dict[str, Any]:
-    """Return how far the engine is: iterations, skipped updates, the last lr applied, fp16's loss scale."""
+    """Return the engine's progress: iterations, skipped updates, the last lr applied, fp16's loss scale."""
     found = {
         "iteration": engine.global_steps,
         "skipped_iterations": engine.skipped_steps,
@@ -115,13 +115,13 @@ def counters(engine) -> dict[str, Any]:
 
 
 def last_lr(sgd) -> float | None:
-    """Return the learning rate that form (10) applied last, without the factors of groups; None before and in (9)."""
+    """Return the learning rate that form (10) applied last, without group factors; None before, and in form (9)."""
     known = ((group, sgd.state.get(parameter, {})) for group in sgd.param_groups for parameter in group["params"])
     return next((state["last_lr"] / lr_factor(group) for group, state in known if "last_lr" in state), None)
 
 
 def restore_counters(engine, state: dict[str, Any]) -> None:
-    """Set the engine's counters and its schedule to what `counters` returned, at this world size's number of passes."""
+    """Set the engine's counters and schedule to what `counters` returned, with this world size's number of passes."""
     engine.global_steps = state["iteration"]
     engine.skipped_steps = state["skipped_iterations"]
     engine.micro_steps = state["iteration"] * engine.gradient_accumulation_steps()

@@ -1,4 +1,4 @@
-"""Errors on the validation images, each counted once (Sec. 5.1), and the statistics for them (Sec. 5.2)."""
+"""Errors on the validation images, each image counted once (Sec. 5.1), and the statistics for them (Sec. 5.2)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def evaluate(
     alive: Callable[[str], None],
     among: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Return the task's evaluation; all processes must call it.
+    """Return the task's evaluation. All processes must call this.
 
-    batches: this process's share of the images. alive: told of each batch. among: the classes that the network may
+    batches: this process's share of the images. alive: called for each batch. among: the classes that the network may
     answer with, by default all.
     """
     engine.eval()
@@ -41,14 +41,14 @@ def evaluate(
 
 @contextmanager
 def answering_among(classes: Sequence[int] | None, network: torch.nn.Module) -> Iterator[None]:
-    """Let a classifier answer with some of its classes only: inside, the logits of all others are -inf.
+    """Let a classifier answer only with some of its classes: inside, the logits of all others are -inf.
 
-    So a network of 5,000 classes is judged as one of the 1,000 that validation images have (ImageNet-5k, Sec. 5.3).
+    So a network of 5,000 classes is judged like one of the 1,000 that validation images have (ImageNet-5k, Sec. 5.3).
     """
     if classes is None:
         yield
         return
-    kept = torch.tensor(classes, device=next(network.parameters()).device)  # copied once, and not with each batch
+    kept = torch.tensor(classes, device=next(network.parameters()).device)  # copied once, not for each batch
 
     def others_left_out(_network, _images, logits: torch.Tensor) -> torch.Tensor:
         return torch.full_like(logits, -torch.inf).index_copy(1, kept, logits.index_select(1, kept))
@@ -58,13 +58,13 @@ def answering_among(classes: Sequence[int] | None, network: torch.nn.Module) -> 
 
 
 def without_number(found: Mapping[str, Any], judged_by: Sequence[Measure]) -> str | None:
-    """Return the first number that judges a run and is not one on rank 0, which logs it; all processes must call it."""
+    """Return the first judging value that is not a number on rank 0, which logs it. All processes must call this."""
     broken = (measure.name for measure in judged_by if not math.isfinite(found.get(measure.key) or 0))
     return from_rank_0(lambda: next(broken, None))
 
 
 def is_due(epoch: float, last: float, every: int, judged_by: Sequence[Measure]) -> bool:
-    """Whether an epoch of a run that ends at `last` is evaluated: every so many, and all that the run is judged by."""
+    """Whether to evaluate an epoch of a run that ends at `last`: every `every` epochs, and all that judge the run."""
     counted = LAST_EPOCHS if any(measure.of_run == "median" for measure in judged_by) else 0
     return epoch % every == 0 or epoch >= last or epoch > last - counted
 
@@ -76,16 +76,16 @@ def watched(batches: Iterable[Batch], alive: Callable[[str], None]) -> Iterator[
 
 
 def over_all_processes(sums: torch.Tensor) -> list[float]:
-    """Return the sums of all processes' sums; all processes must call it."""
+    """Return the sums over all processes. All processes must call this."""
     dist.all_reduce(sums)
     return sums.tolist()
 
 
 @torch.no_grad()
 def sync_batch_norm_statistics(engine, norm: BatchNorm, images, epoch: int, alive: Callable[[str], None]) -> None:
-    """Give all processes the batch norm statistics for evaluation, checkpoint and export (Sec. 5.2).
+    """Give all processes the same batch norm statistics for evaluation, checkpoint and export (Sec. 5.2).
 
-    images: the training images; if the plan says so, the statistics are recomputed from some of them.
+    images: the training images. If the plan says so, the statistics are recomputed from some of them.
     """
     if norm.statistics != "recomputed":
         agree_statistics(engine.module)

@@ -1,4 +1,4 @@
-"""Facts about a process and its host: what all hosts must have in common, and what the log tells of a run."""
+"""Facts about a process and its host: what all hosts must have in common, and what the log says of a run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from lbsgd.data.native.library import LIBRARY
 from lbsgd.units import installed
 
 PACKAGES = ("lbsgd", "torch", "torchvision", "deepspeed", "ffcv", "triton")
-# All hosts must have the same: NumPy draws the shared order of images, and batch norm's kernels are triton's.
+# All hosts must have the same versions: NumPy draws the shared order of images, and batch norm's kernels are triton's.
 ALIKE = ("torch", "torchvision", "deepspeed", "numpy", "triton")
 KIND_OF_DEVICE = "kind of device"
-OLDEST_DRIVER = 580  # of CUDA 13
+OLDEST_DRIVER = 580  # for CUDA 13
 
 
 def fingerprints(plan: Plan, task: object, flags: Mapping[str, Any], data: str) -> dict[str, str]:
-    """Return the facts that all processes must have in common on all hosts, by the names for an error."""
+    """Return the facts that all processes on all hosts must have in common, by the names that an error gives them."""
     return {
         "configuration": digest(json.dumps([plan.config, plan.recipe.model_dump()]).encode()),
         **code_of(Path(__file__).parent.parent),
@@ -38,17 +38,18 @@ def fingerprints(plan: Plan, task: object, flags: Mapping[str, Any], data: str) 
 
 
 def accelerator_kind() -> str:
-    """Return `cuda` or `cpu`: a host with a broken driver would join the others with another backend, and hang."""
-    import torch  # late: what asks for a digest alone loads no PyTorch
+    """Return `cuda` or `cpu`. A host with a broken driver would join the others with another backend, and hang."""
+    import torch  # late, so that a mere digest does not load PyTorch
 
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found.type if found else "cpu"
 
 
 def unused_gpu(driver: Path = Path("/proc/driver/nvidia/version"), devices: Path = Path("/dev")) -> str:
-    """Return why a host with an NVIDIA GPU trains on its CPU, and what to do; "" where it need not be told.
+    """Return why a host with an NVIDIA GPU trains on its CPU, and what to do, or "" if there is nothing to say.
 
-    driver     the file in which NVIDIA's driver says its version; devices    where its GPUs lie
+    driver     the file with the version of NVIDIA's driver
+    devices    the folder of the GPUs' device files
     """
     import torch
 
@@ -69,9 +70,9 @@ def unused_gpu(driver: Path = Path("/proc/driver/nvidia/version"), devices: Path
 
 
 def code_of(package: Path) -> dict[str, str]:
-    """Return the sources' digest, and whether the C among them is compiled.
+    """Return the digest of the sources, and whether the C sources are compiled.
 
-    The compiled kernels and their substitutes differ a little in their pixels.
+    The pixels of the compiled kernels and of their substitutes differ a little.
     """
     sources = sorted(path for kind in ("py", "c", "h") for path in package.rglob(f"*.{kind}"))
     return {
@@ -89,13 +90,13 @@ def files_of(task: object) -> list[Path]:
 
 
 def environment(data: str) -> dict[str, Any]:
-    """Return where and how the run runs, for the log."""
+    """Return where and how the process runs, for the log."""
     return {
         "command": sys.argv,
         "host": platform.node(),
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in PACKAGES},
-        "code": code_of(Path(__file__).parent.parent)["code of lbsgd"],  # two rows of a table must not differ in it
+        "code": code_of(Path(__file__).parent.parent)["code of lbsgd"],  # rows of a table must agree in it
         "data": data,
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }

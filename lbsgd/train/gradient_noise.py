@@ -1,14 +1,14 @@
-"""How noisy the gradient is, and up to which batch the linear rule can pay (McCandlish et al. 2018, Sec. 2 and A.1).
+"""Measure the gradient's noise, and up to which batch the linear rule can pay (McCandlish et al. 2018, Sec. 2 and A.1).
 
-Before its reduction an update's gradient exists in chunks: one per process and pass, of b = micro_batch images each.
+Before its reduction, an update's gradient exists in chunks: one per process and pass, of b = micro_batch images each.
 With B = kn images in all, and |g_b|² the mean of the chunks' squared norms,
 
     |G|²  = (B·|g_B|² - b·|g_b|²) / (B - b)         of the true gradient, unbiased
     tr Σ  = (|g_b|² - |g_B|²) / (1/b - 1/B)         of the covariance of one image's gradient, unbiased
     noise scale = tr Σ / |G|²                       images; far above it a larger batch hardly helps
 
-At the same iterations it measures |w|/|g| of each layer's weights (with one learning rate, the layer with the smallest
-moves farthest relative to its size), and how much the workers' batch-norm statistics differ, per layer.
+The same iterations also measure |w|/|g| of each layer's weights, and how much the workers' batch-norm statistics differ
+in each layer. With one learning rate, the layer with the smallest |w|/|g| moves farthest relative to its size.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def square(tensor: torch.Tensor) -> float:
 
 
 def noise(chunk_sq: float, total_sq: float, chunk_images: int, total_images: int) -> dict[str, float]:
-    """Return |G|², tr Σ and the noise scale from squared norms; the scale is infinite if |G|² is not positive."""
+    """Return |G|², tr Σ and the noise scale from squared norms. The scale is infinite if |G|² is not positive."""
     b, total = chunk_images, total_images
     gradient_sq = (total * total_sq - b * chunk_sq) / (total - b)
     variance = (chunk_sq - total_sq) / (1 / b - 1 / total)
@@ -40,7 +40,7 @@ def noise(chunk_sq: float, total_sq: float, chunk_images: int, total_images: int
 
 
 class GradientNoise:
-    """Measures the noise as often as the plan says; the numbers go into the next record of an iteration."""
+    """Measures the noise as often as the plan says. The numbers go into the next iteration record."""
 
     def __init__(self, engine: Any, plan: Plan):
         self.engine, self.plan, self.every = engine, plan, plan.recipe.diagnostics.gradient_noise
@@ -51,7 +51,7 @@ class GradientNoise:
 
     @contextmanager
     def watching(self, iteration: int) -> Iterator[None]:
-        """Around a backward of one pass: add up its squared gradients, and measure after the last one."""
+        """Wrap the backward of one pass: add up its squared gradients, and measure after the last pass."""
         if not self.every or iteration % self.every:
             yield
             return
@@ -73,10 +73,10 @@ class GradientNoise:
         self.chunk_sq += gradient.detach().double().square().sum()
 
     def measure(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
-        """Take the chunks of all processes together with the reduced gradient; all processes must call it."""
+        """Compare the chunks of all processes with the reduced gradient. All processes must call this."""
         if self.plan.world_size > 1:
             dist.all_reduce(self.chunk_sq)
-        # DeepSpeed divides the loss of a pass by the number of passes, and the chunks here are of whole losses.
+        # DeepSpeed divides the loss of a pass by the number of passes, but a chunk is the gradient of the whole loss.
         chunk_sq = float(self.chunk_sq) * self.plan.accumulation_steps**2 / self.chunks
         # A parameter that the loss does not use has no gradient.
         squares = {
@@ -94,6 +94,6 @@ class GradientNoise:
         self.found = {**found, "weight_to_gradient": ratios, "batch_norm_spread": spread}
 
     def take(self) -> dict[str, Any]:
-        """Return the numbers since the last call, once."""
+        """Return the numbers measured since the last call."""
         found, self.found = self.found, {}
         return found

@@ -1,4 +1,4 @@
-"""A network's residual blocks as `graphs` runs them: as they are, then recorded, then replayed."""
+"""A network's residual blocks as `graphs` runs them: first plainly, then recorded, then replayed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch.autograd.function import once_differentiable
 from lbsgd.errors import ConfigError, one_line
 from lbsgd.train.recording import CudaRecorder, Recorder, Recording, has_bare_parts
 
-END = 2**31  # a place after all
+END = 2**31  # a place after all others
 
 
 @contextmanager
 def nothing_collected() -> Iterator[None]:
-    """Collect Python's garbage first, and none inside: freeing GPU memory during a recording breaks it."""
+    """Collect Python's garbage first, and none inside, because freeing GPU memory breaks a recording."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()
@@ -35,8 +35,8 @@ def nothing_collected() -> Iterator[None]:
 class Graphs:
     """The recordings of a network's blocks, made together and replayed in the same order, because they share memory.
 
-    A recording may use the memory that the last one has left, as in training. So forwards must follow one another as
-    they were recorded, and backwards the other way round. A forward out of order runs as it is; a backward raises.
+    A recording may use the memory that the last one has left, as in training. So forwards must come in the order of
+    their recording, and backwards in the reverse order. A forward out of order runs plainly. A backward raises.
     """
 
     def __init__(self, passes: int, recorder: Recorder | None):
@@ -46,12 +46,12 @@ class Graphs:
         self.forget()
 
     def forget(self) -> None:
-        """Drop all recordings; the next two passes run as they are, and then the blocks are recorded."""
+        """Drop all recordings. The next two passes run plainly, and then the blocks are recorded again."""
         for block in self.recorded:
             block.recording = None
         self.recorded = []
-        self.ran: list[GraphedBlock] = []  # in the forward under way
-        self.ran_before: list[GraphedBlock] = []  # in the one before it
+        self.ran: list[GraphedBlock] = []  # in the current forward
+        self.ran_before: list[GraphedBlock] = []  # in the previous forward
         self.last, self.last_backward = -1, END  # places in `recorded` of the last replays
 
     def __getstate__(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Graphs:
     def begin(self, network: nn.Module, inputs: Any) -> None:
         """Begin a forward of the network: record its blocks if two forwards have run the same ones.
 
-        Raises ConfigError where they cannot be recorded. Running on as they are would differ between processes.
+        Raises ConfigError if they cannot be recorded. If they ran plainly instead, processes could differ.
         """
         if not network.training or not torch.is_grad_enabled() or within_autograd():
             return
@@ -84,20 +84,20 @@ class Graphs:
             self.ran_before, self.ran = self.ran, []
 
     def record(self, blocks: Sequence[GraphedBlock]) -> None:
-        """Record all forwards in order, and then the backwards from the last one on."""
+        """Record all forwards in order, then all backwards in reverse order."""
         recorder = self.recorder
         if recorder is None:
-            self.stream = self.stream or torch.cuda.Stream()  # torch has 32, which others use as well
+            self.stream = self.stream or torch.cuda.Stream()  # torch has 32 in all, shared with others
             recorder = CudaRecorder(self.stream)
         dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
         with nothing_collected():
-            # Each replay must cast the weights: a cast that autocast kept would be the recording's.
+            # Each replay must cast the weights. A cast kept by autocast would be the recording's.
             with torch.autocast("cuda", dtype, enabled, cache_enabled=False):
                 before = None
                 for block in blocks:
                     block.record_forward(recorder, before)
                     before = block
-            with torch.autocast("cuda", enabled=False):  # as training's backward
+            with torch.autocast("cuda", enabled=False):  # like training's backward
                 behind: Recording | None = None
                 for block in reversed(blocks):
                     behind = block.record_backward(behind)
@@ -108,7 +108,7 @@ class Graphs:
 
 @dataclass(frozen=True)
 class Kind:
-    """Everything that decides which kernels a block launches, and the place of its input."""
+    """Everything that decides which kernels a block launches, and the address of its input."""
 
     address: int
     form: tuple[Any, ...]  # shape, strides, type, device
@@ -121,27 +121,27 @@ class Kind:
         return cls(x.data_ptr(), (x.shape, x.stride(), x.dtype, x.device), x.requires_grad, autocast)
 
     def is_like(self, other: Kind) -> bool:
-        """Whether both are the same except for the place of the input."""
+        """Whether both are the same except for the input's address."""
         return replace(self, address=other.address) == other
 
 
 class GraphedBlock:
-    """The forward of one block: as it is until the recording, and a replay of that afterwards."""
+    """The forward of one block: plain until the recording, then a replay of it."""
 
     def __init__(self, block: nn.Module, graphs: Graphs):
         self.block, self.graphs, self.plain = block, graphs, block.forward
         self.recording: Recording | None = None
-        self.takes_output = False  # the input lies where the block before writes it
+        self.takes_output = False  # the input lies where the previous block writes it
         self.place = 0
-        self.waiting: weakref.ref[Any] | None = None  # the last replay, while its backward is to come
-        # Of the last passes before the recording: inputs, output, and the strides of the output's gradient.
+        self.waiting: weakref.ref[Any] | None = None  # the last replay, until its backward comes
+        # From the last passes before the recording: inputs, output, and the strides of the output's gradient.
         self.took_before: Kind | None = None
         self.took: Kind | None = None
         self.gave: Kind | None = None
         self.grad_stride: tuple[int, ...] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what no copy can share; a copy is recorded by itself."""
+        """Leave out what copies cannot share. A copy makes its own recording."""
         return {**vars(self), "recording": None, "waiting": None}
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -160,11 +160,11 @@ class GraphedBlock:
         return y
 
     def can_replay(self, x: Tensor, recording: Recording) -> bool:
-        """Whether x is of the recording's kind, and no replay that still awaits its backward would be spoilt."""
+        """Whether x is of the recording's kind, and no replay whose backward is still to come would be spoilt."""
         waits = any(block.is_waiting() for block in self.graphs.recorded[self.place :])
         if waits or self.place <= self.graphs.last or self.took is None or not Kind.of(x).is_like(self.took):
             return False
-        # To copy into the output of the block before would spoil its backward.
+        # A copy into the previous block's output would spoil that block's backward.
         return not self.takes_output or x.data_ptr() == recording.x.data_ptr()
 
     def is_waiting(self) -> bool:
@@ -173,7 +173,7 @@ class GraphedBlock:
     # --- before the recording -----------------------------------------------------------------------------------------
 
     def warm_up(self, x: Tensor) -> Tensor:
-        """Run as it is, and note what the recording needs to know."""
+        """Run plainly, and note what the recording needs to know."""
         y = self.as_it_is(x)
         self.graphs.ran.append(self)
         self.took_before, self.took = self.took, Kind.of(x)
@@ -188,7 +188,7 @@ class GraphedBlock:
         return y
 
     def fits(self, ran: Sequence[GraphedBlock]) -> bool:
-        """Whether two forwards ran the block once, on the same kind of input, with a gradient, and with bare parts."""
+        """Whether two forwards each ran the block once, on the same kind of input, with a gradient and bare parts."""
         if self.took is None or self.took_before is None or not self.took.is_like(self.took_before):
             return False
         return self.grad_stride is not None and ran.count(self) == 1 and has_bare_parts(self.block)
@@ -210,7 +210,7 @@ class GraphedBlock:
         assert self.recording is not None and self.grad_stride is not None
         y = self.recording.y
         if behind is not None and behind.x.data_ptr() == y.data_ptr() and behind.grad_x is not None:
-            grad_y = behind.grad_x  # written there by the block behind, so a replay has nothing to copy
+            grad_y = behind.grad_x  # written there by the next block, so a replay copies nothing
         else:
             grad_y = torch.empty_strided(y.shape, self.grad_stride, dtype=y.dtype, device=y.device)
         self.recording.record_backward(grad_y)
@@ -218,7 +218,7 @@ class GraphedBlock:
 
 
 def within_autograd() -> bool:
-    """Whether gradient checkpointing runs a forward again inside backward, or hooks take what a forward saves."""
+    """Whether gradient checkpointing reruns a forward inside backward, or hooks take what a forward saves."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return torch._C._current_graph_task_id() != -1 or hooks is not None
 

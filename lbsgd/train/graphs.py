@@ -1,10 +1,10 @@
-"""--cuda_graphs: each residual block's forward, and its backward, is launched at once, as a CUDA graph.
+"""--cuda_graphs: launch each residual block's forward, and its backward, as one CUDA graph.
 
 With n = 32 images a GPU computes faster than its host launches kernels one by one (docs/gpu.md). Each block has its own
 graphs, so gradients still arrive block by block, and aggregation and ZeRO take them as they come. The next replay
-overwrites their memory: copy what has to outlast it. Another size, order or precision runs a block as it is, and so
-does gradient checkpointing. Other weights, modes and hooks are seen when a forward begins, and the blocks are recorded
-again. Do not change anything else that a block computes with, such as ε or n. Evaluation runs as it is. The bits are
+overwrites their memory: copy what has to outlast it. With another size, order or precision a block runs plainly, as
+under gradient checkpointing. If weights, modes or hooks have changed when a forward begins, the blocks are recorded
+again. Do not change anything else that a block computes with, such as ε or n. Evaluation runs plainly. The bits are
 those of the plain run.
 """
 
@@ -30,9 +30,9 @@ LAYERS = nn.Conv2d, PerWorkerBatchNorm2d, nn.ReLU, nn.Sequential, nn.Identity
 
 
 def graph_blocks(model: nn.Module, passes: int, recorder: Recorder | None = None) -> int:
-    """Have each of a network's residual blocks replayed in training; return how many there are.
+    """Replay each of a network's residual blocks in training. Return how many there are.
 
-    passes: those of an update. recorder: by default CUDA's.
+    passes: the number per update. recorder: by default CUDA's.
     Raises ConfigError without a GPU, and for a network whose blocks cannot be recorded.
     """
     blocks = residual_blocks(model)
@@ -55,20 +55,20 @@ def graph_blocks(model: nn.Module, passes: int, recorder: Recorder | None = None
         raise ConfigError("--cuda_graphs: there is no GPU here; leave the flag out")
     graphs = Graphs(passes, recorder)
     for block in blocks:
-        block.forward = GraphedBlock(block, graphs)  # the instance's own, which no state_dict has
+        block.forward = GraphedBlock(block, graphs)  # on the instance, so that no state_dict has it
     model.register_forward_pre_hook(graphs.begin)
     return len(blocks)
 
 
 class GraphChoice(NamedTuple):
-    """Whether training runs as CUDA graphs, and the reason in words; no reason without a GPU."""
+    """Whether training runs as CUDA graphs, and the reason in words, which is empty without a GPU."""
 
     are_on: bool
     words: str
 
 
 def choose_graphs(run: Run, engine: Any) -> GraphChoice:
-    """Return whether training runs as CUDA graphs: by the flag, or without it by the rule."""
+    """Return whether training runs as CUDA graphs: by the flag or, without it, by the rule."""
     graphed, reason = run.graphed, "the flag"
     if graphed is None:
         graphed, reason = by_rule(engine.module, run.plan.world_size, engine.device, run.compiled)
@@ -77,9 +77,9 @@ def choose_graphs(run: Run, engine: Any) -> GraphChoice:
 
 
 def by_rule(model: nn.Module, num_processes: int, device: torch.device, compiled: bool) -> tuple[bool, str]:
-    """Return whether training is graphed when no flag says so, and why.
+    """Return whether training is graphed if no flag decides, and why.
 
-    It is on one GPU, if a recording keeps everything of the blocks: exactly torchvision's, of torch's layers.
+    It is, on one GPU, if a recording keeps all that the blocks do: exactly torchvision's blocks, of torch's layers.
     """
     blocks = residual_blocks(model)
     if (kind := kind_in_rule(device)) != "cuda":
@@ -94,11 +94,11 @@ def by_rule(model: nn.Module, num_processes: int, device: torch.device, compiled
 
 
 def waits_inside(block: nn.Module) -> bool:
-    """Whether a batch norm of the block waits for other processes, which no graph records."""
+    """Whether a batch norm in the block waits for other processes, which no graph records."""
     norms = (part for part in parts_of(block) if isinstance(part, PerWorkerBatchNorm))
     return world_size() > 1 and any(norm.scope == "all" for norm in norms)
 
 
 def of_bare_layers(block: nn.Module) -> bool:
-    """Whether a block consists of torch's layers and our batch norm, without hooks: a recording keeps all they do."""
+    """Whether a block has only torch's layers and our batch norm, without hooks, so that a recording keeps all."""
     return has_bare_parts(block) and all(type(part) in LAYERS for part in parts_of(block))

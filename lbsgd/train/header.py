@@ -17,7 +17,7 @@ from lbsgd.train.run import Run
 
 
 def header_of(run: Run, engine: Any, graphs: GraphChoice) -> dict[str, Any]:
-    """Return what the log's first line says."""
+    """Return the content of the log's first line."""
     optional = {
         "started_from": run.started_from,
         "classes": run.images.class_names,
@@ -40,7 +40,7 @@ def header_of(run: Run, engine: Any, graphs: GraphChoice) -> dict[str, Any]:
 
 
 def say_what_runs(progress: Progress, header: dict[str, Any]) -> None:
-    """Say what the printed plan leaves open: the data, and what computes."""
+    """Print what the plan leaves open: the data, and what computes."""
     lines = {
         "data": header["environment"]["data"],
         "decoder": header.get("decoder"),
@@ -55,7 +55,7 @@ def say_what_runs(progress: Progress, header: dict[str, Any]) -> None:
 
 
 def norm_described(run: Run, device: torch.device) -> str:
-    """Tell what computes batch norm in training, and why; a detector's is frozen."""
+    """Return what computes batch norm in training, and why. A detector's batch norm is frozen."""
     if run.plan.recipe.detection:
         return "frozen"
     implementation, reason = norm_implementation(run.plan, device)
@@ -64,7 +64,7 @@ def norm_described(run: Run, device: torch.device) -> str:
 
 
 def estimated_memory(run: Run, device: torch.device) -> dict[str, int]:
-    """Return for the log what `lbsgd plan` says of a GPU's memory, if it knows the network."""
+    """Return, for the log, `lbsgd plan`'s estimate of a GPU's memory, empty if it does not know the network."""
     size, plan = NETWORKS.get(run.task.name), run.plan
     if size is None or device.type != "cuda":
         return {}
@@ -72,7 +72,7 @@ def estimated_memory(run: Run, device: torch.device) -> dict[str, int]:
 
 
 def of_the_device(device: torch.device) -> dict[str, Any]:
-    """Return for the log what computes; on a GPU also in which operations torch computes float32 as TF32."""
+    """Return, for the log, what computes and, on a GPU, in which operations torch computes float32 as TF32."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     found: dict[str, Any] = {"device": name, "threads": torch.get_num_threads()}
     if device.type == "cuda":

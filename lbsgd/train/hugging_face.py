@@ -1,4 +1,4 @@
-"""The paper's algorithm in Hugging Face's Trainer, through the methods that it offers to subclasses.
+"""Put the paper's algorithm into Hugging Face's Trainer, through the methods that it offers to subclasses.
 
     class Trainer(lbsgd.LargeMinibatchTrainer, transformers.Trainer): ...
 
@@ -27,21 +27,21 @@ from lbsgd.train.parts import Parts, parts_for, require_images
 
 
 class LargeMinibatchTrainer:
-    """Stands before transformers.Trainer among a class's bases and gives it the parts of a plan.
+    """A base class, listed before transformers.Trainer, that gives it the parts of a plan.
 
     Batch norm is per worker (Sec. 2.3), γ and β do not decay, and momentum has the plan's form (Sec. 3, 5.1). Update t
-    takes learning_rate(t), also after an update that fp16 overflow skipped. All processes cut one shuffle per epoch
+    uses learning_rate(t), even after an update that fp16 overflow skipped. All processes share one shuffle per epoch
     (Remark 4). The workers' statistics agree before an evaluation, a prediction and a save, so all processes must call
     `save_model`.
 
-    model         its forward takes the keys of a batch and returns the mean loss first, as the Trainer wants it
+    model         its forward takes the keys of a batch and returns the mean loss first, as the Trainer expects
     plan          a `Plan` for args.world_size processes and this train_dataset
     args          TrainingArguments with `needs_of(plan, "transformers", parts=True).arguments`
 
     Raises ConfigError before training begins if the arguments or the data are not the plan's.
     """
 
-    # What transformers.Trainer gives; only annotated, because nothing here imports it.
+    # Provided by transformers.Trainer. Only annotated, because nothing here imports it.
     args: Any
     model: Any
     optimizer: torch.optim.Optimizer | None
@@ -61,21 +61,21 @@ class LargeMinibatchTrainer:
             raise ConfigError(
                 "the plan makes optimizer and schedule: leave out optimizers and optimizer_cls_and_kwargs"
             )
-        # Else the Trainer takes the loss of a forward with **kwargs for one that is divided by the passes already.
+        # Else the Trainer assumes that a forward with **kwargs has already divided its loss by the passes.
         self.model_accepts_loss_kwargs = False
         self.plan = plan
         self._parts: Parts | None = None
 
     @property
     def parts(self) -> Parts:
-        """The plan's optimizer, scheduler and sampler for this model; its batch norms are converted on first use."""
+        """The plan's optimizer, scheduler and sampler for this model. First use converts its batch norms."""
         if self._parts is None:
             self._require_the_plans_numbers()
             self._parts = parts_for(self.model, self.plan)
         return self._parts
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        self.optimizer = None  # that of an earlier call has momentum; with DeepSpeed the Trainer forgets it as well
+        self.optimizer = None  # an earlier call's has momentum; with DeepSpeed the Trainer drops it as well
         return super().train(*args, **kwargs)  # type: ignore[misc]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -102,7 +102,7 @@ class LargeMinibatchTrainer:
         )
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        # The Trainer steps no scheduler after an update that overflow skipped, but counts the update.
+        # After an update that overflow skipped, the Trainer does not step the scheduler, but counts the update.
         self.parts.scheduler.move_to(self.state.global_step)
         loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
         return loss
@@ -120,7 +120,7 @@ class LargeMinibatchTrainer:
         return super().save_model(*args, **kwargs)  # type: ignore[misc]
 
     def _require_the_plans_numbers(self) -> None:
-        """Raise ConfigError if the Trainer would train another global batch, or other data, than the plan."""
+        """Raise ConfigError if the Trainer would train with another global batch or other data than the plan."""
         if not self.args.deepspeed and self.args.world_size != self.plan.world_size:  # DeepSpeed asks torch itself
             raise ConfigError(
                 f"the plan is for {self.plan.world_size} processes, and the Trainer knows of {self.args.world_size}, so"
@@ -150,9 +150,9 @@ class LargeMinibatchTrainer:
 
 
 def seed_worker(number: int, first: int) -> None:
-    """Give each worker of each process its own random numbers: torch has seeded all processes' workers alike.
+    """Give each worker of each process its own random numbers, because torch seeds all processes' workers alike.
 
-    first: the number of a process's first worker among all processes' workers.
+    first: the number of the process's first worker among all processes' workers.
     """
     seed = (torch.initial_seed() + first) % 2**32
     random.seed(seed)

@@ -1,4 +1,4 @@
-"""What a run must have in common with the checkpoint that it goes on from: recipe, network, data, and the like."""
+"""Compare a run with the checkpoint that it resumes from: recipe, network, data and so on must be the same."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pydantic import BaseModel
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import CheckpointError
 
-MODEL = "model"  # in an identity: the name of the network, for messages
+MODEL = "model"  # the identity's key for the network's name, used in messages
 
 
 def require_same_run(path: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Raise CheckpointError that names the first difference between a checkpoint's identity and a run's."""
+    """Raise CheckpointError, naming the first difference, if a checkpoint's identity is not the run's."""
     there, here = state["identity"].get(MODEL), identity.get(MODEL)
     networks = f" ({there} there, {here} here)" if there and there != here else ""
     require_same(f"{path} is of another run{networks}", comparable(state, identity), with_defaults(identity), "")
 
 
 def comparable(state: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of a saved identity that this run has.
+    """Return those keys of a saved identity that this run has.
 
-    Precision, decoder and windows, which early checkpoints lack, then count as equal.
+    Precision, decoder and windows count as equal if the checkpoint, an early one, lacks them.
     """
     saved = {"precision": state.get("plan", {}).get("precision"), **state["identity"]}
     later = {
@@ -35,14 +35,14 @@ def comparable(state: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any
 
 
 def with_defaults(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return an identity with every key of the recipe, because keys that came later change nothing by default."""
+    """Return an identity with every key of the recipe. Keys that were added later change nothing by default."""
     if not isinstance(identity.get("recipe"), dict):
         return identity
     return {**identity, "recipe": completed(identity["recipe"])}
 
 
 def completed(saved: Mapping[str, Any], block: type[BaseModel] = Recipe) -> dict[str, Any]:
-    """Return a saved block with the default of every key that it does not have, blocks inside it included.
+    """Return a saved block with defaults for all its missing keys, including those of blocks inside it.
 
     A key's default must be what the code did before the key existed. A key without a default stays missing.
     """
@@ -59,9 +59,9 @@ def completed(saved: Mapping[str, Any], block: type[BaseModel] = Recipe) -> dict
 
 
 def require_same(other: str, saved: Any, now: Any, what: str) -> None:
-    """Raise CheckpointError that names the first difference between two descriptions of a run.
+    """Raise CheckpointError, naming the first difference, if two descriptions of a run differ.
 
-    other: what to call the saved one if they differ. Another name of the network alone is no difference.
+    other: what to call the saved one in the message. A different name of the network alone is not a difference.
     """
     if what == MODEL:
         return
@@ -76,10 +76,10 @@ def require_same(other: str, saved: Any, now: Any, what: str) -> None:
 
 
 def in_words(value: Any) -> str:
-    """Return a value of an identity as JSON; `none` for a value that only the other run has."""
+    """Return an identity's value as JSON, or `none` if only the other run has one."""
     return "none" if value is None else json.dumps(value)
 
 
 def in_json(key: str) -> str:
-    """Return a key of an identity as the user's JSON has it: `recipe` is the `lbsgd` block there."""
+    """Return an identity's key as in the user's JSON, where `recipe` is the `lbsgd` block."""
     return f"lbsgd.{key.removeprefix('recipe.')}" if key.startswith("recipe.") else key

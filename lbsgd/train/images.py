@@ -27,7 +27,7 @@ OURS, FFCVS = "lbsgd's own", "FFCV's, because lbsgd was installed without a C co
 class Images(NamedTuple):
     """This process's share of the images to train on, if the run trains, and to evaluate on.
 
-    among: the classes that a classifier may answer with in an evaluation; None for all
+    among: the classes that a classifier may answer with in an evaluation, None for all
     """
 
     train: TrainData | None
@@ -47,15 +47,15 @@ def cut_of(plan: Plan, processes: Processes) -> Cut:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """The images of a run: `ffcv_files`, `fake_images` and `coco_source.coco_files` describe theirs.
+    """A run's images, described by `ffcv_files`, `fake_images` or `coco_source.coco_files`.
 
-    num_classes       how many labels there are
+    num_classes       number of labels
     class_names       what the labels mean, in their order; None if unknown
     fingerprint       the same for the same images, and only for them
-    place             where they are, as screen and log name it
-    waiting_advice    what decodes, and which flags help if training waits for it; only its recipe knows these
-    open              opens this process's share, in batches of the form that is given; the stack closes it
-    decoder           which code makes pixels of them, if there are several that differ; else empty
+    place             where they are, as named on the screen and in the log
+    waiting_advice    what decodes, and which flags help if training waits for it; only the recipe knows these
+    open              opens this process's share, in batches of the given form; the stack closes it
+    decoder           which code decodes the images, if there are several whose pixels differ; else empty
     errors            among which classes errors are counted, if not among all; else empty
     """
 
@@ -70,10 +70,10 @@ class ImageSource:
 
 
 def ffcv_files(data: ImageNetData | ValData, threads: int, in_memory: bool = False) -> ImageSource:
-    """Return train.beton and val.beton, decoded by `threads` threads; without `library` FFCV itself decodes.
+    """Return train.beton and val.beton, decoded by `threads` threads. Without `library`, FFCV itself decodes.
 
-    data         of val.beton alone if nothing is trained
-    in_memory    read the files whole while training begins
+    data         only val.beton's if nothing is trained
+    in_memory    whether to read the whole files into memory while training begins
     """
     decoder = OURS if library() else FFCVS
     advice = (
@@ -103,10 +103,10 @@ def open_files(
 ) -> Images:
     """Open this process's share of train.beton, if data has it, and of val.beton.
 
-    Raises DataError if FFCV is missing, and ConfigError if in_memory is asked for and does not fit.
+    Raises DataError if FFCV is missing, and ConfigError if in_memory is asked for but the files do not fit.
     """
     try:
-        from lbsgd.data.loaders import EvalLoader, TrainLoader  # imports FFCV: seconds that fake data need not wait
+        from lbsgd.data.loaders import EvalLoader, TrainLoader  # imports FFCV for seconds; not for fake data
     except ImportError as error:
         raise missing_ffcv(error) from error
     augmentation, cut = plan.recipe.augmentation, cut_of(plan, processes)
@@ -135,12 +135,12 @@ def open_files(
 
 
 def is_read_from_disk(file: BetonFile, in_memory: bool, processes: Processes) -> bool:
-    """Choose where the file is read from and print it; with in_memory one process of each host reads it whole."""
+    """Choose where to read the file from, and print it. With in_memory, one process of each host reads it whole."""
     source = ReadFrom.choose(file.path, in_memory)
     if processes.is_rank_0:
         say_fact(file.path.stem, f"from {source.kind}: {source.reason}")
     if source.kind == "memory" and processes.local_rank == 0:
-        # Beside training, which a slow disk would hold up for longer than the guards of the other hosts wait.
+        # In a thread, because a slow disk would hold up training for longer than the other hosts' guards wait.
         threading.Thread(target=read_whole, args=(file.path,), name="lbsgd read whole", daemon=True).start()
     return source.kind == "disk"
 

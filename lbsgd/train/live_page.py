@@ -1,4 +1,4 @@
-"""The page of a run while it trains, and the warning when its training curve stays above the baseline's."""
+"""The page of a run while it trains, and the warning if its training curve stays above the baseline's."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Limits = Mapping[float, float]  # of the training error, by epoch
 
 
 def baseline_limits(runs: Sequence[str | Path]) -> Limits:
-    """Return how high the training error of a run that follows the baseline may be (`report.match.limits`).
+    """Return the highest training error, by epoch, of a run that follows the baseline (`report.match.limits`).
 
-    Raises ConfigError if they are not at least 3 finished runs of one recipe with different seeds, or one of them has
-    diverged, DataError for a log that cannot be read.
+    runs: the baseline. Raises ConfigError if they are not at least 3 finished runs of one recipe with different seeds,
+    or if one has diverged, and DataError if a log cannot be read.
     """
     groups, given = group_runs(find_runs(runs)), f"--baseline {' '.join(map(str, runs))}"
     for group in groups:
@@ -46,7 +46,7 @@ def baseline_limits(runs: Sequence[str | Path]) -> Limits:
 
 
 class LivePage:
-    """Writes index.html after each epoch and at the end. A page that cannot be written ends no training.
+    """Writes index.html after each epoch and at the end. If it cannot be written, training goes on.
 
     folder, header    the run's folder, and the first line of its log
     baseline          limits of the training error (`baseline_limits`); a run that stays above them gets a warning
@@ -55,20 +55,20 @@ class LivePage:
     def __init__(self, folder: Path, header: dict[str, Any], baseline: Limits | None = None):
         self.folder, self.header, self.baseline = folder, header, baseline or {}
         self.warnings: list[str] = []
-        self.starts: Records = ()  # earlier ones, as the log describes them; the header is of this one
+        self.starts: Records = ()  # earlier starts, as the log describes them; the header is this start's
         self.measured: list[dict[str, Any]] = []  # iteration records with diagnostics
         self.cannot_write = False
 
     def take_up(self, logged: LoggedRun) -> None:
-        """Go on with the log's record of the run: what was measured, on how many processes, and warned about."""
+        """Take over the log's record of the run: earlier starts, measurements and warnings."""
         self.starts = [logged.header, *logged.resumes]
         self.measured = [record for record in logged.iterations if "noise_scale" in record]
         self.warnings = self.compare(logged.epochs)
 
     def write(self, epochs: Records, result: dict[str, Any] | None = None, ended: str = "") -> list[str]:
-        """Write the page with these epochs; return the lines to print, such as a warning that is new.
+        """Write the page with these epochs. Return the lines to print, such as a new warning.
 
-        ended: why a run without a result has stopped; otherwise its page reloads itself.
+        ended: why a run without a result has stopped. Without this, its page reloads itself.
         """
         known, self.warnings = len(self.warnings), self.compare(epochs)
         said = self.warnings[known:]
@@ -82,17 +82,17 @@ class LivePage:
 
     @property
     def patience(self) -> tuple[float, int]:
-        """How many epochs are left out, and in how many in a row after them training must lie above.
+        """How many epochs are ignored, and for how many epochs in a row after them training must lie above.
 
-        Training is looked at after a quarter of the epochs, when the paper's curves have met (Sec. 5.2), and after
-        twice the warmup. It must lie above in a tenth of the epochs, and at least 3, which chance rarely gives.
+        Training is compared after a quarter of the epochs, when the paper's curves have met (Sec. 5.2), and after twice
+        the warmup. It must lie above in a tenth of the epochs, and in at least 3, which rarely happens by chance.
         """
         planned = max(self.baseline, default=0)
         warmup = self.header["schedule"]["warmup_iterations"] / self.header["iterations_per_epoch"]
         return max(planned / 4, 2 * warmup), max(3, ceil(planned / 10))
 
     def too_short(self, last: float) -> str | None:
-        """Return the line for a run whose last epoch, or the baseline's, comes before any warning can."""
+        """Return what to say if the run's or the baseline's last epoch is too early for any warning, else None."""
         first, last = floor(self.patience[0]) + self.patience[1], min(last, max(self.baseline, default=last))
         if not self.baseline or first <= last:
             return None
@@ -101,7 +101,7 @@ class LivePage:
         )
 
     def compare(self, epochs: Records) -> list[str]:
-        """Return a warning for each time that training rises above the baseline's limits and stays there."""
+        """Return a warning for each time that training rises above the baseline's limits and stays above."""
         left_out, stay = self.patience
         warnings, above = [], 0
         for epoch, error in ((record["epoch"], record.get(TRAIN_TOP1)) for record in epochs):

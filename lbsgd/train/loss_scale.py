@@ -8,11 +8,11 @@ from lbsgd.errors import DivergedError
 
 
 def grow_after_the_update(optimizer: Any) -> None:
-    """Let ZeRO's optimizer double the loss scale once an update is over.
+    """Let ZeRO's optimizer double the loss scale only after an update.
 
     DeepSpeed 0.19.8 doubles it between back-propagation and the division of the gradients, although these were computed
-    with the old scale. So the last update of each window would have half its gradient (tests/test_upstream.py). An
-    overflow halves the scale at once, as before: its update is skipped.
+    with the old scale. So the last update of each window would use half its gradient (tests/test_upstream.py). An
+    overflow still halves the scale at once, because its update is skipped.
     """
     update_scale, update_weights = optimizer._update_scale, optimizer.step
 
@@ -29,9 +29,9 @@ def grow_after_the_update(optimizer: Any) -> None:
 
 
 def step(engine: Any) -> None:
-    """Call engine.step(). Raises DivergedError that names the iteration if the loss scale cannot fall any further.
+    """Call engine.step(). Raises DivergedError, naming the iteration, if the loss scale cannot fall any further.
 
-    DeepSpeed finds this on all processes at once.
+    DeepSpeed detects this on all processes at once.
     """
     try:
         engine.step()

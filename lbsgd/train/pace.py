@@ -1,4 +1,4 @@
-"""Warn, once, of a loop in which optimizer, scheduler and sampler of one plan part from each other."""
+"""Warn once if a loop's optimizer, scheduler and sampler, all of one plan, get out of step."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from lbsgd.config.plan import Plan
 def watch_pace(
     optimizer: torch.optim.Optimizer, scheduler: LargeMinibatchLR, sampler: SharedShuffleSampler, plan: Plan
 ) -> None:
-    """Look before each of the optimizer's steps, until the first warning.
+    """Check before each of the optimizer's steps, until the first warning.
 
-    An evaluation over the same sampler takes no step, so it is none of the passes that are compared.
+    An evaluation over the same sampler takes no step, so its pass is not compared.
     """
     pace = _Pace(scheduler, sampler, plan)
 
     def check(*_: Any) -> None:
         said = None if pace.told else pace.before_step()
         if said is not None:
-            pace.told = True  # the hook stays, because torch cannot remove one while it calls them
+            pace.told = True  # the hook stays, because torch cannot remove a hook while it calls hooks
             warnings.warn(said, stacklevel=2)
 
     if sampler.cut["rank"] == 0:
@@ -34,18 +34,18 @@ def watch_pace(
 class _Pace:
     """What the optimizer's steps have seen of the sampler and the scheduler.
 
-    A pass that takes no batch between two steps, such as an evaluation or a look at one batch, trains nothing.
+    A pass over the sampler that ends between two steps, such as an evaluation or a look at one batch, trains nothing.
     """
 
     def __init__(self, scheduler: LargeMinibatchLR, sampler: SharedShuffleSampler, plan: Plan) -> None:
         self.scheduler, self.sampler, self.plan = scheduler, sampler, plan
         self.told = False
-        self.trained: Pass | None = None  # begun last, as the last step saw it
+        self.trained: Pass | None = None  # the newest pass at the last step
         self.given = 0  # batches of that pass at its first step
-        self.repeated = False  # whether that pass follows a whole one and set_epoch did not announce it
+        self.repeated = False  # whether that pass follows a whole one without a set_epoch
         self.epoch: Pass | None = None  # the last pass that set_epoch announced
         self.start = self.steps = 0  # the scheduler's update at that pass's first step, and steps since
-        self.last = 0  # batches in all passes at the last step
+        self.last = 0  # batches of all passes at the last step
 
     def before_step(self) -> str | None:
         """Return what is wrong before this step of the optimizer, or None."""
@@ -68,10 +68,10 @@ class _Pace:
         return self.too_many()
 
     def is_off(self, now: Pass, first: bool) -> bool:
-        """Whether scheduler and sampler begin an epoch with different updates.
+        """Whether scheduler and sampler begin an epoch at different updates.
 
-        A library that resumes in the middle of an epoch passes over the sampler's first batches. A loop may leave the
-        scheduler where it is when fp16 skips an update.
+        A library that resumes in the middle of an epoch skips the sampler's first batches. A loop may leave the
+        scheduler where it is if fp16 skips an update.
         """
         ahead, epoch = self.scheduler.last_epoch - now.first_update, self.plan.iterations_per_epoch
         return ahead >= (epoch if first else 1) or -2 * ahead >= max(epoch, 2)
@@ -84,7 +84,7 @@ class _Pace:
         )
 
     def too_many(self) -> str | None:
-        """Return what to say if this epoch has had more updates than its batches make."""
+        """Return what to say if this epoch has had more updates than its batches make, else None."""
         if self.epoch is None:
             return None
         self.steps += self.sampler.given > self.last  # ZeRO steps once per parameter group, on the same batches

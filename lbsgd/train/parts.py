@@ -1,10 +1,10 @@
-"""The parts of the algorithm that a plan asks for: one by one for lbsgd's engine, together for any other loop.
+"""The parts of the algorithm that a plan asks for: singly for lbsgd's engine, together for any other loop.
 
     plan = lbsgd.Plan.read("ds_configs/8k.json", world_size, len(dataset))
     parts = lbsgd.parts_for(model, plan, num_images=len(dataset))
     loader = DataLoader(dataset, batch_sampler=parts.sampler)
 
-docs/in_your_project.md shows it in Accelerate, Lightning and timm.
+docs/in_your_project.md shows their use in Accelerate, Lightning and timm.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from lbsgd.train.pace import watch_pace
 
 
 class Parts(NamedTuple):
-    """What a loop needs besides its model; the model's batch norms are per worker now (Sec. 2.3).
+    """What a loop needs in addition to its model, whose batch norms are now per worker (Sec. 2.3).
 
     optimizer    SGD in the plan's form of momentum (Sec. 3), γ and β in a group without weight decay (Sec. 5.1)
-    scheduler    warmup and decay (Sec. 2.2, 5.1); one step per update, whatever the number of processes
+    scheduler    warmup and decay (Sec. 2.2, 5.1); one step per update, with any number of processes
     sampler      this process's micro batches, accumulation_steps per update (Remark 4); set_epoch before each epoch
     """
 
@@ -44,12 +44,11 @@ class Parts(NamedTuple):
 def parts_for(model: nn.Module, plan: Plan, num_images: int | None = None) -> Parts:
     """Convert a model's batch norms in place and return the other parts that a plan asks for.
 
-    Call it once the processes have met and before the model is wrapped, but after FSDP2's fully_shard, which replaces
+    Call it after the processes have met and before the model is wrapped, but after FSDP2's fully_shard, which replaces
     the parameters. The sampler takes this process's rank from torch.distributed. num_images is the size of the training
-    data at hand: if it exceeds the plan's, the sampler would never choose the rest. Raises ConfigError for a number of
-    images or of processes that is not the plan's, and for a network that could not be trained afterwards. The
-    optimizer's first step raises it if the model has come by a parameter that the optimizer does not have, or if its
-    batch norms were converted again.
+    data at hand: if it exceeded the plan's, the sampler would never choose the rest. Raises ConfigError if the number
+    of images or of processes is not the plan's, or if the network could not be trained afterwards. The optimizer's
+    first step raises it if the optimizer lacks a parameter of the model, or if the batch norms were converted again.
     """
     require_network(model)
     require_plan(plan)
@@ -75,12 +74,12 @@ def parts_for(model: nn.Module, plan: Plan, num_images: int | None = None) -> Pa
 
 
 def require_unchanged(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Have the optimizer's first step raise ConfigError if the model's parameters or batch norms are others by then."""
+    """Let the optimizer's first step raise ConfigError if the model's parameters or batch norms were replaced."""
     given = parameters_of(optimizer)
     converted = {name for name, layer in model.named_modules() if isinstance(layer, RunningStatistics)}
     checks = [lambda: require_parameters(optimizer, model, given), lambda: require_batch_norms(model, converted)]
 
-    def check(*_: Any) -> None:  # it stays: torch would stumble over a hook that removes itself before another
+    def check(*_: Any) -> None:  # it stays, because torch fails if a hook removes itself before another
         for each in checks:
             each()
         checks.clear()
@@ -92,7 +91,7 @@ def require_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, given
     """Raise ConfigError if the optimizer lacks a parameter that the model trains."""
     held = parameters_of(optimizer)
     missing = [name for name, p in model.named_parameters() if p.requires_grad and p not in held]
-    if missing and given <= held:  # else a library has put masters of its own in their places, as DeepSpeed does
+    if missing and given <= held:  # else a library has replaced them by its own masters, as DeepSpeed does
         raise ConfigError(
             f"{missing[0]} of the network was added, replaced or unfrozen after parts_for, so the optimizer does"
             " not train it: do that before parts_for, as FSDP2's fully_shard; the first FSDP needs"
@@ -101,7 +100,7 @@ def require_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, given
 
 
 def require_batch_norms(model: nn.Module, converted: set[str]) -> None:
-    """Raise ConfigError for a batch norm that is trained, or was converted, and is no per-worker one."""
+    """Raise ConfigError for a batch norm that is trained, or was converted, but is not per worker."""
     for name, layer in foreign_batch_norms(model):
         if name in converted or any(parameter.requires_grad for parameter in layer.parameters()):
             raise ConfigError(
@@ -116,7 +115,7 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> set[torch.Tensor]:
 
 
 def require_images(plan: Plan, num_images: int, what: str) -> None:
-    """Raise ConfigError, which names the data, if they have another number of images than the plan."""
+    """Raise ConfigError, naming the data, if the number of images is not the plan's."""
     require_number(num_images, "num_images", 1, whole=True)
     if num_images != plan.num_images:
         raise ConfigError(
@@ -125,7 +124,7 @@ def require_images(plan: Plan, num_images: int, what: str) -> None:
 
 
 def convert_network(model: torch.nn.Module, plan: Plan, implementation: Implementation = "loop") -> None:
-    """Make a model's batch norms, found by type, the plan's per-worker ones (Sec. 2.3), in place.
+    """Convert a model's batch norms, found by type, to the plan's per-worker ones (Sec. 2.3), in place.
 
     Raises ConfigError for a network that could not be trained afterwards.
     """
@@ -138,11 +137,11 @@ def convert_network(model: torch.nn.Module, plan: Plan, implementation: Implemen
 
 
 def build_optimizer(model: torch.nn.Module, plan: Plan, fused: bool = True) -> MomentumCorrectedSGD:
-    """Return SGD as the JSON's optimizer block and the `lbsgd` block say, with batch norm in a group of its own.
+    """Return SGD as the JSON's optimizer block and the `lbsgd` block say, with a separate group for batch norm.
 
-    Biases have one, too, if the recipe trains them otherwise. If the JSON chooses no kernel, one fused kernel makes the
-    whole update, 2.7 times as fast as torch's default on a CPU (docs/experiments.md). If torch has no such kernel, as
-    for complex weights, it chooses.
+    Biases also have one if the recipe trains them differently. If the JSON chooses no kernel, one fused kernel makes
+    the whole update, 2.7 times as fast as torch's default on a CPU (docs/experiments.md). If torch has no such kernel,
+    as for complex weights, torch chooses.
     """
     params, recipe = dict(plan.config["optimizer"]["params"]), plan.recipe
     if fused and not any(parameter.is_complex() for parameter in model.parameters()):
@@ -155,9 +154,9 @@ def build_optimizer(model: torch.nn.Module, plan: Plan, fused: bool = True) -> M
 
 
 def require_network(model: nn.Module) -> None:
-    """Raise ConfigError for what is no network, or has weights without values.
+    """Raise ConfigError if this is not a network, or has weights without values.
 
-    An optimizer would keep such weights, and the network get others.
+    The optimizer would keep such weights while the network gets others.
     """
     require_type(model, nn.Module, "the network", "give a torch.nn.Module, then the plan or its JSON")
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""The most memory of a GPU that torch has held so far in this process."""
+"""The most GPU memory that torch has held so far in this process."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 def peak_bytes(device: torch.device | str) -> dict[str, int]:
-    """Return the most memory that tensors took, and that torch's allocator had reserved; nothing on a CPU.
+    """Return the most memory that tensors took, and that torch's allocator had reserved. Empty on a CPU.
 
-    NCCL, cuDNN's handles and the CUDA context come on top. A CPU's memory is left out, because it also holds libraries,
-    the loader and other tensors, which `config/memory.py` does not estimate.
+    NCCL, cuDNN's handles and the CUDA context are not included. A CPU's memory is left out, because it also holds
+    libraries, the loader and other tensors, which `config/memory.py` does not estimate.
     """
     if torch.device(device).type != "cuda":
         return {}

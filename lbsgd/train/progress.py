@@ -1,4 +1,4 @@
-"""Shows the progress of a run: a bar on a terminal, plain lines anywhere else (rank 0 only)."""
+"""Show a run's progress on rank 0: a bar on a terminal, plain lines anywhere else."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ RECENT_ITERATIONS = 20
 
 
 class Screen(Console):
-    """A console that survives its reader, such as `tee` on Ctrl-C or a lost ssh; rich would end the process."""
+    """A console that survives its reader, such as `tee` on Ctrl-C or a lost ssh. rich would end the process."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -40,8 +40,8 @@ class Progress:
             progress.say(text)            any other line that stays
 
     A resumed run begins where `begin` says. With images_per_iteration, a terminal shows the speed of the last
-    iterations, updated with each, in place of the last record's. `console` tells whether there is a terminal; by
-    default it is stdout's. `judged_by` are the numbers that an epoch's line shows.
+    iterations, updated after each, instead of the last record's. `console`, by default stdout's, tells whether there is
+    a terminal. `judged_by` are the numbers that an epoch's line shows.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Progress:
         self.first = self.done = 0
         self.images_per_iteration = images_per_iteration
         self.judged_by = [measure for measure in judged_by if measure.headline]
-        # Decided here, because FORCE_COLOR, which build servers set, makes rich take a file for a terminal.
+        # Decided here, because FORCE_COLOR, set on build servers, makes rich take a file for a terminal.
         self.console = console or Screen(force_terminal=sys.stdout.isatty())
         self._record: dict = {}
         self._first_tick: tuple[int, float] | None = None
@@ -76,7 +76,7 @@ class Progress:
             self._live.stop()
 
     def begin(self, iteration: int) -> None:
-        """Say at which iteration the run goes on."""
+        """Set the iteration at which the run resumes."""
         self.first = self.done = iteration
 
     def advance(self, n: int = 1) -> None:
@@ -92,28 +92,28 @@ class Progress:
             self.say("  ".join([*position, self._numbers(record["images_per_second"]), self._left()]))
 
     def epoch(self, record: dict) -> None:
-        self._ticks.clear()  # the evaluation is no part of the speed
+        self._ticks.clear()  # so that the speed leaves out the evaluation
         judged = "  ".join(_judged(measure, record) for measure in self.judged_by if _has(measure, record))
         loss = f"loss {_number(record['train_loss'], '.4f')}  took {clock(record['seconds'])}"
         self.say(f"{self._epoch(ceil(record['epoch']))}  {judged}  {loss}")
 
     def say(self, text: str, indent: int = 2) -> None:
-        """Print a line, in a terminal's width. What cannot be printed ends no training: the log has it, too."""
+        """Print a line, fitted to a terminal's width. If that fails, training goes on, because the log has it too."""
         if self.console.is_terminal:
             text = fitted(text, self.console.width, indent)
-        with suppress(OSError):  # a full disk under a file
-            # soft_wrap: a file has no width, so a line there is never broken.
+        with suppress(OSError):  # stdout may be a file on a full disk
+            # soft_wrap: a file has no width, so its lines are never broken.
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def say_fact(self, name: str, value: object) -> None:
-        """Print a name and what there is to say of it."""
+        """Print a name and its value."""
         self.say(fact(name, value), NAME_WIDTH)
 
     def _screen(self) -> Group:
-        """Draw the two lines at the foot of a terminal, a few times per second; at most 80 columns."""
+        """Draw the two lines, of at most 80 columns, at the foot of a terminal. Called a few times per second."""
         epoch, iteration = self._position(min(self.done, self.total - 1), self.done)
         bar = Table.grid(padding=(0, 2), expand=True)
-        for ratio in (None, 1, None, None):  # The bar takes the columns that the words leave.
+        for ratio in (None, 1, None, None):  # the bar takes the columns that the words leave
             bar.add_column(ratio=ratio, no_wrap=True)
         bar.add_row(epoch, ProgressBar(total=self.total, completed=self.done), iteration, self._left())
         numbers = self._numbers(self._speed()) if self._record else ""
@@ -128,7 +128,7 @@ class Progress:
         )
 
     def _speed(self) -> float | None:
-        """Return the images per second of the last iterations, or of the last record."""
+        """Return the images per second of the last iterations, else of the last record."""
         if self.images_per_iteration is None or len(self._ticks) < 2:
             return self._record["images_per_second"]
         (first, start), (last, now) = self._ticks[0], self._ticks[-1]
@@ -141,15 +141,15 @@ class Progress:
         return f"epoch {_of(epoch, ceil(self.total / self.per_epoch))}"
 
     def _left(self) -> str:
-        """Return the time left of the whole run at this process's pace so far, evaluations included."""
+        """Return the time left for the whole run at this process's pace so far, including evaluations."""
         if self._first_tick is None or self._last_tick is None or self._last_tick == self._first_tick:
-            return "left -"  # the first iteration, which also warms everything up, tells nothing
+            return "left -"  # the first iteration tells nothing, because it also warms everything up
         (first, start), (last, now) = self._first_tick, self._last_tick
         return f"left {clock((now - start) / (last - first) * (self.total - last))}"
 
 
 def _has(measure: Measure, record: dict) -> bool:
-    """Whether an epoch's record has numbers of a measure; without an evaluation it has only training's counts."""
+    """Whether an epoch's record has numbers of a measure. Without an evaluation it has only training's counts."""
     return measure.key in record or measure.training in record
 
 

@@ -12,7 +12,7 @@ def random_states(rank: int) -> dict[str, torch.Tensor]:
     """Return this process's random states (torch on CPU and GPU, NumPy, Python) as tensors of bytes and integers."""
     numpy, python = np.random.get_state(legacy=False), random.getstate()
     keys, position = numpy["state"]["key"], numpy["state"]["pos"]
-    kept = python[2]  # Python and NumPy draw normal numbers in pairs, and keep the second
+    kept = python[2]  # Python and NumPy draw normal numbers in pairs and keep the second
     states: dict[str, torch.Tensor] = {
         "torch": torch.get_rng_state(),
         "numpy": torch.tensor([*keys.tolist(), position]),
@@ -27,10 +27,10 @@ def random_states(rank: int) -> dict[str, torch.Tensor]:
 
 
 def restore_random_states(states: dict[str, torch.Tensor], rank: int) -> None:
-    """Put back what `random_states` of this rank returned."""
+    """Restore what `random_states` returned for this rank."""
     torch.set_rng_state(states[f"torch.{rank}"])
     keys = states[f"numpy.{rank}"].tolist()
-    normal = states.get(f"normal.{rank}", torch.zeros(4, dtype=torch.float64)).tolist()  # earlier checkpoints have none
+    normal = states.get(f"normal.{rank}", torch.zeros(4, dtype=torch.float64)).tolist()  # missing in early checkpoints
     np.random.set_state(("MT19937", np.array(keys[:-1], dtype=np.uint32), keys[-1], int(normal[0]), normal[1]))
     random.setstate((3, tuple(states[f"python.{rank}"].tolist()), normal[3] if normal[2] else None))
     if f"cuda.{rank}" in states and torch.cuda.is_available():

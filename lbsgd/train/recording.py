@@ -1,7 +1,7 @@
-"""A residual block's forward and backward, recorded once and replayed; on a GPU as CUDA graphs (`graphs`).
+"""A residual block's forward and backward, recorded once and then replayed, on a GPU as CUDA graphs (`graphs`).
 
-A replay runs the kernels of the recording on their old addresses, and no Python. So it overwrites the tensors of the
-replay before it.
+A replay runs the recording's kernels on their old addresses, without any Python. So it overwrites the tensors of the
+previous replay.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ class Recorder(Protocol):
     """Records what a function launches."""
 
     def record(self, function: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Replay]:
-        """Return the function's tensors, and a call that computes their values again, in place."""
+        """Return the function's tensors, and a callable that computes their values again, in place."""
 
 
 class CudaRecorder:
-    """Records CUDA graphs, all in one pool of memory, because they are replayed in the order of their recording."""
+    """Records CUDA graphs, all in one memory pool, because they are replayed in the order of their recording."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self.pool, self.stream = torch.cuda.graph_pool_handle(), stream
 
     def record(self, function: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Replay]:
         graph = torch.cuda.CUDAGraph()
-        # autograd's own thread and NCCL's watchdog may ask the GPU something meanwhile.
+        # thread_local, because autograd's own thread and NCCL's watchdog may query the GPU meanwhile.
         with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
             tensors = function()
         return tensors, graph.replay
 
 
 def has_bare_parts(block: nn.Module) -> bool:
-    """Whether calls of a block's parts run their classes' forwards and nothing else."""
+    """Whether calling a block's parts runs their classes' forwards and nothing else."""
     return all(map(is_bare, parts_of(block)))
 
 
@@ -54,7 +54,7 @@ def parts_of(block: nn.Module) -> list[nn.Module]:
 class Recording:
     """The recording of a block: its forward when this is built, its backward by `record_backward`.
 
-    x           an input of the kind that the block takes, or the output of the block before it, which saves a copy
+    x           an input of the kind that the block takes, or the previous block's output, which saves a copy
     forward     the block's own
     """
 
@@ -81,14 +81,14 @@ class Recording:
         (self.y, *self.moments), self.replay_forward = recorder.record(run)
 
     def holds(self) -> bool:
-        """Whether the block has the tensors of the recording, as they lay and were trained then, and bare parts."""
+        """Whether the block still has the recorded tensors, at the same addresses and trained alike, and bare parts."""
         return all(part.training is mode and is_bare(part) for part, mode in self.parts) and all(
             table.get(name) is tensor and tensor.data_ptr() == address and tensor.requires_grad is trained
             for table, name, tensor, address, trained in self.tensors
         )
 
     def record_backward(self, grad_y: Tensor) -> None:
-        """Record the backward from this gradient of y; its values come with each replay.
+        """Record the backward from this gradient of y. Each replay brings its values.
 
         A parameter that the forward does not use has no gradient, as without a recording.
         """
@@ -109,23 +109,24 @@ class Recording:
         self.grads = grads[self.x.requires_grad :]
 
     def forward(self, x: Tensor, keeps_moments: bool) -> Tensor:
-        """Replay the forward on x and pass on the moments of its batch norms; keeps_moments: beyond the next replay."""
+        """Replay the forward on x and record its batch norms' moments. keeps_moments: they must outlast a replay."""
         if x.data_ptr() != self.x.data_ptr():
             self.x.detach().copy_(x)
-        increment_version(self.y)  # whoever else has saved the values of the replay before gets autograd's error
+        increment_version(self.y)  # whatever has saved the previous replay's values gets autograd's error
         self.replay_forward()
         for (norm, count), moments in zip(self.notes, self.moments, strict=True):
             norm._record(moments.clone() if keeps_moments else moments, count)
         return self.y.detach()
 
     def backward(self, grad_y: Tensor, keeps_gradients: bool) -> tuple[Tensor | None, ...]:
-        """Replay the backward; return the gradients of x and of the parameters; keeps_gradients: beyond the next one.
+        """Replay the backward, and return the gradients of x and of the parameters.
 
-        autograd takes over a gradient that nobody else holds as `.grad`, and copies one that somebody holds.
+        keeps_gradients: they must outlast the next replay. autograd copies a gradient that is held elsewhere, and else
+        makes the gradient itself `.grad`.
         """
         for parameter, grad in zip(self.parameters, self.grads, strict=True):
             if parameter.grad is not None and grad is not None and parameter.grad.data_ptr() == grad.data_ptr():
-                parameter.grad = parameter.grad.clone()  # of a backward that no update followed
+                parameter.grad = parameter.grad.clone()  # from a backward without an update after it
         if grad_y.data_ptr() != self.grad_y.data_ptr():
             self.grad_y.copy_(grad_y)
         self.replay_backward()
@@ -135,10 +136,10 @@ class Recording:
 
 @contextmanager
 def standing_in(block: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """Replace a block's parameters by leaves of autograd that share their memory; yield the trainable ones.
+    """Replace a block's parameters by autograd leaves that share their memory. Yield the trainable ones.
 
-    autograd ties a parameter's leaf to the stream on which it was first asked for, as ZeRO does, and no recording may
-    wait for that stream. Nor may a recording call the parameter's hooks, which are for gradients of training.
+    autograd ties a parameter's leaf to the stream on which it was first requested, as ZeRO does, and a recording must
+    not wait for that stream. Nor may it call the parameter's hooks, which are for gradients of training.
     """
     own = {id(each): each for each in block.parameters()}
     stand_ins = {key: nn.Parameter(each.detach(), each.requires_grad) for key, each in own.items()}
@@ -156,7 +157,7 @@ def standing_in(block: nn.Module) -> Iterator[list[nn.Parameter]]:
 
 @contextmanager
 def collecting(block: nn.Module) -> Iterator[list[tuple[RunningStatistics, Tensor, int]]]:
-    """Collect (layer, moments, count) of the forwards inside, in order, and let no running statistics move."""
+    """Collect (layer, moments, count) of the forwards inside, in order, without moving the running statistics."""
     norms: list[Any] = [module for module in block.modules() if isinstance(module, RunningStatistics)]
     found: list[tuple[RunningStatistics, Tensor, int]] = []
 

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go on rank 0: the run log, the screen and DeepSpeed's monitors."""
+"""Report a run's numbers on rank 0: in the run log, on the screen and in DeepSpeed's monitors."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from lbsgd.train.live_page import LivePage
 from lbsgd.train.peak_memory import peak_bytes
 from lbsgd.train.progress import Progress
 
-WAITING_PCT = 5.0  # of an epoch; more deserves a word
+WAITING_PCT = 5.0  # of an epoch's time; more gets a warning
 AGGREGATING_PCT = 20.0  # likewise; at the paper's 90 % efficiency all losses are half of that
-POSITION = ("iteration", "num_iterations", "epoch")  # monitors have an axis of their own for it
+POSITION = ("iteration", "num_iterations", "epoch")  # monitors have their own axis for it
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Reporter:
     """Writes each record to the log, the screen, the page and, if the JSON asks for them, to DeepSpeed's monitors.
 
     waiting_advice    what decodes, and what helps if training waits for it (`ImageSource`)
-    stopwatch         of the start, which the first update ends
+    stopwatch         of the start, which ends with the first update
     """
 
     log: RunLog
@@ -39,7 +39,7 @@ class Reporter:
     waiting_advice: str = ""
     page: LivePage | None = None
     stopwatch: Stopwatch | None = None
-    advised: set[str] = field(default_factory=set, init=False)  # on what
+    advised: set[str] = field(default_factory=set, init=False)  # subjects of the advice so far
 
     def __enter__(self) -> Reporter:
         self.progress.__enter__()
@@ -53,7 +53,7 @@ class Reporter:
             self.log.__exit__(kind, error, trace)
 
     def advance(self) -> None:
-        """Count one iteration; costs an addition and a look at the clock."""
+        """Count one iteration. Costs an addition and a look at the clock."""
         self.progress.advance()
         if self.stopwatch:
             self.stopwatch.lap("first update")
@@ -62,12 +62,12 @@ class Reporter:
             self.stopwatch = None
 
     def report(self, kind: str, record: dict[str, Any]) -> None:
-        """Write a record of kind iteration or epoch into the log; an epoch's has the peak memory of rank 0's GPU."""
+        """Report a record, of kind iteration or epoch. An epoch's gets the peak memory of rank 0's GPU."""
         if kind == "epoch":
             record = record | peak_bytes(self.engine.device)
         try:
             getattr(self.log, kind)(record)
-        except OSError as error:  # the file keeps the line, and the next one writes both
+        except OSError as error:  # the line is kept, and written with the next one
             self.progress.say(f"warning: {self.log.path} could not be written ({error}); training goes on")
         getattr(self.progress, kind)(record)
         if not math.isfinite(record.get("val_loss") or 0):
@@ -85,13 +85,13 @@ class Reporter:
                 [
                     (f"lbsgd/{name}", value, self.engine.global_samples)
                     for name, value in record.items()
-                    # No number per layer, and no average precision where there is nothing to find.
+                    # Leave out numbers per layer, and average precisions without any object to find.
                     if name not in POSITION and value is not None and not isinstance(value, dict)
                 ]
             )
 
     def advise_on_waiting(self, waited_pct: float) -> None:
-        """Say once what to change if an epoch's training waited for its images."""
+        """Say once what to change if an epoch's training waited for images."""
         if waited_pct > WAITING_PCT:
             self.advise(
                 "data", f"{waited_pct:.0f} % of the epoch's time was spent waiting for data; {self.waiting_advice}"
@@ -113,9 +113,9 @@ class Reporter:
             self.progress.say(f"warning: {words}")
 
     def conclude(self, judged_by: Sequence[Measure], files: Mapping[str, object]) -> None:
-        """Write the result, the page and the curves of a run that has ended, and say where all files are.
+        """Write a finished run's result, page and curves, and say where all files are.
 
-        Raises DataError if the disk fails; the run itself is not lost.
+        Raises DataError if the disk fails. The run itself is not lost.
         """
         say_fact, folder = self.progress.say_fact, self.log.path.parent
         say_fact("trained", self.trained(judged_by))
@@ -135,7 +135,7 @@ class Reporter:
             say_fact(name, place)
 
     def trained(self, judged_by: Sequence[Measure]) -> str:
-        """Return how far the run is, and which part of it no evaluation has seen yet."""
+        """Return how far the run has got, and which part of it no evaluation has seen yet."""
         per_epoch, done = self.progress.per_epoch, self.progress.done
         judged = {measure.key for measure in judged_by}
         seen = (round(each["epoch"] * per_epoch) for each in reversed(self.log.epochs) if judged & each.keys())
@@ -145,12 +145,12 @@ class Reporter:
         return said + (f"; no evaluation has seen the last {unseen}: --evaluate_only makes one" if unseen else "")
 
     def write_result(self) -> LoggedRun:
-        """Write the result and the curves; return the run as its log tells it."""
+        """Write the result and the curves. Return the run as read from its log."""
         folder = self.log.path.parent
         try:
             self.log.result()
             run = read_run(folder)
             curves(run, folder / "curves.png")
-        except (OSError, ConfigError) as error:  # the picture's advises another place, where no run's picture can lie
+        except (OSError, ConfigError) as error:  # the curves' error names another place, which does not help here
             raise DataError(f"cannot write the results in {folder} ({error.__cause__ or error}); {AGAIN}") from None
         return run

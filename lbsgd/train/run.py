@@ -1,4 +1,4 @@
-"""One run, resolved and checked: what is trained, on which images, into which folder, and until when."""
+"""One run, resolved and checked: what to train, on which images, into which folder, and until when."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:  # a wrong flag is reported before torch loads
     from lbsgd.train.images import ImageSource
     from lbsgd.train.task import Task
 
-WRITER_SECONDS = 100.0  # for a run that still saves, and for the lock of a host that has died (NFS: 90 s)
+WRITER_SECONDS = 100.0  # for a run that is still saving, and for a dead host's lock (NFS: 90 s)
 POLL_SECONDS = 0.5
-WRITER_NAME = ".writer"  # in the output folder: locked by the run that writes there
+WRITER_NAME = ".writer"  # in the output folder, locked by the run that writes there
 CHECKPOINTS = "checkpoints"  # in the output folder
-WEIGHTS_NAME = "weights.pt"  # in the output folder: the float32 state_dict of a run that has ended
+WEIGHTS_NAME = "weights.pt"  # in the output folder, the float32 state_dict of a finished run
 
 
 @dataclass(frozen=True)
 class Every:
-    """How often to save besides the end of each epoch: after so many iterations, or minutes, or neither."""
+    """How often to save in addition to the end of each epoch: by iterations, by minutes, or neither."""
 
     iterations: int | None = None
     minutes: float | None = None
@@ -39,18 +39,18 @@ class Every:
 
 @dataclass(frozen=True)
 class Run:
-    """What one command asks for; every value is checked by then.
+    """What one command asks for. Every value has been checked.
 
     last_iteration    where the run ends: with the schedule, or earlier
-    resume            go on from the newest checkpoint in output_dir
+    resume            continue from the newest checkpoint in output_dir
     evaluate_only     evaluate that checkpoint and train nothing
-    weights           a file with weights to evaluate in place of a checkpoint
+    weights           a file with weights to evaluate instead of a checkpoint
     evaluate_every    epochs from one evaluation to the next; the epochs that judge the run are always evaluated
     compiled          whether training compiles each residual block (`compiled.compile_blocks`)
     graphed           whether training launches each residual block as CUDA graphs; None: by the rule (`graphs`)
     deterministic     whether a GPU repeats its bits (`device_rules.repeat_bits`)
     baseline          limits of the training error by epoch (`live_page.baseline_limits`); empty without a baseline
-    started_from      how the weights were trained that the run begins with, for the log; None without any
+    started_from      how the run's initial weights were trained, for the log; None without any
     """
 
     task: Task
@@ -75,9 +75,9 @@ class Run:
 
 
 def last_iteration(plan: Plan, epochs: int | None, max_iterations: int | None) -> int:
-    """Return the iteration that a run ends with: the schedule's last, or an earlier one that a flag names.
+    """Return a run's last iteration: the schedule's last, or an earlier one that a flag names.
 
-    Raises ConfigError for a flag beyond the schedule's end.
+    Raises ConfigError if a flag is beyond the schedule's end.
     """
     for flag, asked, most in (
         ("--epochs", epochs, ceil(plan.num_epochs)),
@@ -107,7 +107,7 @@ def require_place(folder: Path, has_checkpoint: bool, *, resume: bool, evaluate_
 
 
 def prepare_output(run: Run, newest: Path | None) -> None:
-    """See that a run may begin in its output folder; newest is the newest checkpoint there (`require_place`)."""
+    """Check that a run may begin in its output folder (`require_place`). newest: the newest checkpoint there."""
     require_place(
         run.output_dir,
         newest is not None,
@@ -116,7 +116,7 @@ def prepare_output(run: Run, newest: Path | None) -> None:
         weights=run.weights is not None,
     )
     if run.resume and not (newest or run.evaluate_only):
-        # A run that has not ended may never have had any, on a full disk, so it begins again.
+        # A run that has not ended may never have had a checkpoint, on a full disk, so it begins again.
         if is_there(run.output_dir / WEIGHTS_NAME):
             raise CheckpointError(
                 f"{run.output_dir} holds a run that has ended, without its checkpoints; it would be written over: "
@@ -127,15 +127,15 @@ def prepare_output(run: Run, newest: Path | None) -> None:
 
 @contextmanager
 def only_writer(folder: Path, alive: Callable[[], None] = lambda: None, most: float = inf) -> Iterator[None]:
-    """Make an output folder and keep other runs out of it, waiting for one that still saves.
+    """Make an output folder and keep other runs out of it. Wait for a run that is still saving.
 
-    alive: called while this waits, for WRITER_SECONDS or for `most` seconds. Raises ConfigError if the folder cannot be
-    written, or if another run goes on there. On a file system without locks all may go in.
+    alive: called during the wait, which takes at most WRITER_SECONDS and at most `most` seconds. Raises ConfigError if
+    the folder cannot be written, or if another run goes on there. A file system without locks keeps no run out.
     """
     require_writable(folder)
     try:
         lock = open(folder / WRITER_NAME, "wb")
-    except OSError as error:  # another user's, say
+    except OSError as error:  # it may be another user's
         raise ConfigError(f"cannot write {error.filename} ({error.strerror}); choose another --output_dir") from None
     with lock:
         began = time.monotonic()
@@ -150,10 +150,10 @@ def only_writer(folder: Path, alive: Callable[[], None] = lambda: None, most: fl
 
 
 def begin_output(run: Run) -> None:
-    """Write the run's JSON with every override, so that a run can start from it; remove the weights of an earlier end.
+    """Write the run's JSON with every override, so that a run can start from it. Remove weights of an earlier end.
 
-    Scripts go on until there are weights, because only a run that has reached its end has them. Call this once a
-    checkpoint to resume is known to be this run's. Raises ConfigError if the folder cannot be written.
+    Scripts rerun a command until there are weights, because only a run that has reached its end has them. Call this
+    once a checkpoint to resume is known to be this run's. Raises ConfigError if the folder cannot be written.
     """
     try:
         write_json(run.output_dir / f"{run.plan.name}.json", run.plan.config)

@@ -1,4 +1,4 @@
-"""Saves the whole state of a run in a checkpoint, which a thread writes while training goes on."""
+"""Save a run's whole state in checkpoints, which a thread writes while training goes on."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from lbsgd.train.run import Every
 
 
 class Reached(NamedTuple):
-    """How far the epoch had got: its totals over all processes, and the seconds that it took."""
+    """How far an epoch had got: its totals over all processes, and the seconds it took."""
 
     totals: torch.Tensor
     epoch_seconds: float
 
 
 class BeforeUpdate(NamedTuple):
-    """The state before an iteration, for a checkpoint if the iteration is given up in its middle."""
+    """The state before an iteration, for a checkpoint if the iteration is given up halfway."""
 
     sums: torch.Tensor
     random: dict[str, torch.Tensor]
 
 
 class Saver:
-    """The checkpoints of one run; every process has one, and rank 0's writes.
+    """The checkpoints of one run. Every process has a saver, and rank 0's writes.
 
     identity     what a resumed run must have in common with them
     described    more plain data for state.json
-    every        how often to save besides the end of each epoch
+    every        how often to save in addition to the end of each epoch
     say          prints a line, on rank 0
     """
 
@@ -61,7 +61,7 @@ class Saver:
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lbsgd checkpoint")
         self.writing: Future | None = None
         self.gone_on: checkpoint.GoneOn | None = None
-        self.newest: Path | None = None  # on rank 0: what this run wrote last, or went on from
+        self.newest: Path | None = None  # on rank 0: the checkpoint that this run wrote last or resumed from
         self.last_iteration, self.last_time = engine.global_steps, time.monotonic()
 
     def due_by_iterations(self) -> bool:
@@ -71,21 +71,21 @@ class Saver:
         )
 
     def due_by_time(self) -> bool:
-        """Tell by this process's clock; the processes must agree before they act on it."""
+        """Decide by this process's clock. The processes must agree before they act on it."""
         return self.every.minutes is not None and time.monotonic() - self.last_time >= 60 * self.every.minutes
 
     def save(self, reached: Reached, random: dict[str, torch.Tensor] | None = None) -> None:
-        """Copy the state and let a thread of rank 0 write it; all processes must call it.
+        """Copy the state and let a thread of rank 0 write it. All processes must call this.
 
         random: this process's random states, by default the present ones.
-        Raises DivergedError for weights that are not numbers: such a checkpoint must not take the place of a good one.
+        Raises DivergedError if weights are not numbers, because such a checkpoint must not replace a good one.
         """
         agree_statistics(self.engine.module)
         self.require_finite_weights()
         rank, world_size = dist.get_rank(), dist.get_world_size()
         state = gather_state(self.engine, keep=rank == 0)
         states: list[dict[str, torch.Tensor]] = [{}] * world_size
-        dist.all_gather_object(states, random or random_states(rank))  # NCCL would open a connection each to gather
+        dist.all_gather_object(states, random or random_states(rank))  # NCCL would open connections for a gather
         self.last_iteration, self.last_time = self.engine.global_steps, time.monotonic()
         if rank > 0:
             return
@@ -104,11 +104,11 @@ class Saver:
             "aggregation": saved_choice(self.engine),
             **self.described,
         }
-        self.wait()  # one at a time: a disk that cannot follow holds training up, and no memory fills
+        self.wait()  # one at a time, so that a slow disk holds up training instead of filling memory
         self.writing = self.thread.submit(self.write, self.engine.global_steps, tensors, described)
 
     def write(self, iteration: int, tensors: dict, described: dict[str, Any]) -> bool:
-        """Write a checkpoint; print a line and return False if the disk fails."""
+        """Write a checkpoint. If the disk fails, print a line and return False."""
         try:
             self.newest = checkpoint.save(self.folder, iteration, tensors, described, self.gone_on)
         except OSError as error:
@@ -120,7 +120,7 @@ class Saver:
         return True
 
     def wait(self) -> bool:
-        """Wait until what was saved is on the disk; False if that failed; the failure was printed."""
+        """Wait until what was saved is on the disk. Return False if that failed, which has been printed."""
         return self.writing.result() if self.writing else True
 
     def close(self) -> None:
@@ -133,16 +133,16 @@ class Saver:
             self.stop(f"after iteration {self.engine.global_steps - 1} the weights {broken} are not numbers")
 
     def broken_weights(self) -> str | None:
-        """Return which weights are not numbers on one of the processes, None without any; all must call it."""
+        """Return weights that are not numbers on any process, or None. All processes must call this."""
         state = self.engine.module.state_dict().items()
         named = [(name, tensor) for name, tensor in state if tensor.is_floating_point() or tensor.is_complex()]
         finite = torch.stack([tensor.isfinite().all() for _, tensor in named]).int()
-        dist.all_reduce(finite, op=dist.ReduceOp.MIN)  # a broken GPU is alone with its numbers
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)  # a broken GPU may be the only one with such weights
         return None if finite.all() else named[int(finite.argmin())][0]  # the only wait for the device
 
     def stop(self, reason: str) -> NoReturn:
-        """Raise DivergedError with the reason and the newest checkpoint; all processes must call it."""
-        kept = from_rank_0(self.newest_written)  # it alone has the folder, and may still be writing
+        """Raise DivergedError with the reason and the newest checkpoint. All processes must call this."""
+        kept = from_rank_0(self.newest_written)  # rank 0 alone has the folder, and may still be writing
         raise DivergedError(
             f"{reason}; "
             + (f"the newest checkpoint is {kept}" if kept else "no checkpoint was written yet")
@@ -150,16 +150,16 @@ class Saver:
         )
 
     def newest_written(self) -> Path | None:
-        """Return the checkpoint that this run wrote last, or went on from, on rank 0; None without any."""
+        """Return, on rank 0, the checkpoint that this run wrote last or resumed from, None without any."""
         self.wait()
         return self.newest
 
     def restore(self, to_train: bool = True) -> Reached:
-        """Put the newest whole checkpoint into the engine, to train on or to evaluate; all processes must call it.
+        """Put the newest whole checkpoint into the engine, to train on or to evaluate. All processes must call this.
 
-        Rank 0 reads it and sends it to the others. World size, micro batch and passes may differ from those that it was
-        written with.
-        Raises CheckpointError for a checkpoint of another recipe, network or data, and if none is whole.
+        Rank 0 reads it and sends it to the others. World size, micro batch and passes may differ from those of the run
+        that wrote it.
+        Raises CheckpointError if the checkpoint is of another recipe, network or data, or if none is whole.
         """
         tensors, found, self.gone_on = from_rank_0(lambda: checkpoint.load_newest(self.folder, self.identity, self.say))
         self.newest = self.gone_on.path
@@ -170,9 +170,9 @@ class Saver:
         return Reached(torch.tensor(found["epoch_totals"], dtype=torch.float64), found["epoch_seconds"])
 
     def restore_bits(self, random: dict[str, torch.Tensor], found: dict[str, Any]) -> None:
-        """Take the random states and the number of threads, and so every bit, at the world size of the checkpoint.
+        """At the checkpoint's world size, restore random states and number of threads, so that every bit is the same.
 
-        Say what makes other last bits.
+        Say what changes the last bits.
         """
         worlds = (found["world_size"], dist.get_world_size())
         tell_of_another_order(self.engine, found.get("aggregation"), worlds, self.say_on_rank_0)
@@ -183,7 +183,7 @@ class Saver:
             say_other_sums(self.engine, before, now, self.say_on_rank_0)
 
     def restore_threads(self, saved: int) -> None:
-        """Take the checkpoint's number of threads: with another number, sums on a CPU differ in their last bits.
+        """Use the checkpoint's number of threads, because with another number sums on a CPU differ in their last bits.
 
         If the user gives another number, or there are fewer cores, the present number stays.
         """

@@ -1,4 +1,4 @@
-"""A run from the meeting of its processes to its results: everything is built here, in order, and passed on."""
+"""A run from the meeting of its processes to its results. Everything is built here, in order, and passed on."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from lbsgd.train.trainer import Trainer
 from lbsgd.train.weights import put_weights, weights_in
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-COLLECTIVE_SECONDS = 30  # longer than --hang_timeout a collective call may take, so that the guard speaks first
+COLLECTIVE_SECONDS = 30  # a collective call may exceed --hang_timeout by this, so that the guard speaks first
 
 
 def train(
@@ -53,9 +53,9 @@ def train(
     facts: Mapping[str, str],
     stopwatch: Stopwatch,
 ) -> None:
-    """Train, or evaluate, on all processes; raise LbsgdError for what ends the run early.
+    """Train or evaluate on all processes. Raises LbsgdError for whatever ends the run early.
 
-    launchers       the processes that started this one, the nearest first
+    launchers       the launcher processes that started this one, nearest first
     hang_timeout    seconds without progress after which the run ends
     facts           fingerprints of code, configuration and data, by name, which all processes must have in common
     stopwatch       of the start, from the command to the first update
@@ -94,10 +94,10 @@ def train(
 
 
 def open_output(run: Run, guard: Guard, stack: ExitStack) -> None:
-    """Take the output folder until the stack ends, and see that the run may go there; rank 0 alone does it."""
+    """Take the output folder until the stack ends, and check that the run may go there. Only rank 0 does this."""
     if not run.evaluate_only:
         alive = partial(guard.alive, "the wait for the folder")
-        most = guard.hang_timeout / 2  # the other processes wait for rank 0, and must not take it for lost
+        most = guard.hang_timeout / 2  # the other processes wait for rank 0 and must not take it for lost
         stack.enter_context(only_writer(run.output_dir, alive, most))
     prepare_output(run, checkpoint.newest(run.checkpoints))
 
@@ -109,15 +109,15 @@ def meet(processes: Processes, facts: Mapping[str, str], guard: Guard) -> None:
         peers = Peers.meet(processes, guard.hang_timeout, guard.alive)
         guard.follow(peers)
         peers.agree(dict(facts))
-        if facts[KIND_OF_DEVICE] == "cpu":  # so the processes meet by gloo
+        if facts[KIND_OF_DEVICE] == "cpu":  # the processes communicate through gloo
             peers.require_address()
     require_devices(facts[KIND_OF_DEVICE])
-    # A connection of its own: a wait for another process in torch's calls would hold up the threads that watch.
+    # Another connection, because torch's calls wait for other processes and would hold up the watching threads.
     start_processes(guard.hang_timeout + COLLECTIVE_SECONDS, peers.own_connection() if peers else None)
 
 
 def limit_threads(processes: Processes) -> None:
-    """Give this process its share of the cores; otherwise each would take all of them, and they would fight."""
+    """Give this process its share of the cores. Otherwise all processes would compete for all cores."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(processes.cores)
 
@@ -144,7 +144,7 @@ def pixel_form(plan: Plan, device: torch.device) -> Pixels:
 
 
 def open_saver(run: Run, engine, progress: Progress) -> Saver:
-    """Open the run's checkpoints. One to resume must agree with the run; one to evaluate, in the network alone."""
+    """Open the run's checkpoints. To be resumed, one must match the run. To be evaluated, only its network must."""
     network = {name: list(tensor.shape) for name, tensor in engine.module.state_dict().items()}
     identity: dict[str, Any] = {
         MODEL: run.task.name,
@@ -158,15 +158,15 @@ def open_saver(run: Run, engine, progress: Progress) -> Saver:
 
 
 def begins_with_checkpoint(run: Run) -> bool:
-    """Whether the run goes on from a checkpoint, or evaluates one; all processes must call it."""
+    """Whether the run resumes or evaluates a checkpoint. All processes must call this."""
     wanted = not run.weights and (run.resume or run.evaluate_only)
     return wanted and from_rank_0(lambda: bool(checkpoint.newest(run.checkpoints)))
 
 
 def evaluate_only(run: Run, trainer: Trainer) -> None:
-    """Evaluate the weights that the run names, or the checkpoint that the trainer has, and print it on rank 0.
+    """Evaluate the weights that the run names, or the trainer's checkpoint, and print the result on rank 0.
 
-    Raises DataError for weights that are not numbers or make none, because an AP of 0 would pass for a result.
+    Raises DataError if weights or results are not numbers, because an AP of 0 would pass for a result.
     """
     if run.weights:
         put_weights(trainer.engine.module, from_rank_0(partial(weights_in, run.weights)), run.weights)
@@ -196,8 +196,8 @@ def windows_of(network: torch.nn.Module) -> dict[str, str]:
 
 
 def open_reporter(run: Run, engine, progress: Progress, stopwatch: Stopwatch, graphs: GraphChoice) -> Reporter | None:
-    """Return rank 0's reporter, and None on other processes; an error on rank 0 ends them all."""
-    opened: list[Reporter] = []  # rank 0's own, which no other process is sent
+    """Return rank 0's reporter, and None on other processes. An error on rank 0 ends them all."""
+    opened: list[Reporter] = []  # rank 0's, which is not sent to the other processes
     from_rank_0(lambda: opened.append(reporter_of(run, engine, progress, stopwatch, graphs)))
     return opened[0] if opened else None
 
@@ -211,13 +211,13 @@ def reporter_of(run: Run, engine, progress: Progress, stopwatch: Stopwatch, grap
     page = LivePage(run.output_dir, header, run.baseline)
     if line := page.too_short(run.last_iteration / run.plan.iterations_per_epoch):
         progress.say(f"warning: {line}")
-    page.take_up(read_run(log.path))  # of a run that is resumed
+    page.take_up(read_run(log.path))  # if the run is resumed
     page.write(log.epochs)
     return Reporter(log, progress, engine, run.images.waiting_advice, page, stopwatch)
 
 
 def export(run: Run, engine, saver: Saver, reporter: Reporter | None) -> None:
-    """Write the weights and let the reporter conclude; all processes must call it."""
+    """Write the weights and let the reporter conclude. All processes must call this."""
     state = gather_state(engine, keep=reporter is not None)
 
     def conclude() -> None:
@@ -231,4 +231,4 @@ def export(run: Run, engine, saver: Saver, reporter: Reporter | None) -> None:
         }
         reporter.conclude(run.task.judged_by, files)
 
-    from_rank_0(conclude)  # a process that ended before could take along what NCCL has only queued for rank 0
+    from_rank_0(conclude)  # a process that ended earlier could lose what NCCL has only queued for rank 0

@@ -1,6 +1,6 @@
-"""Simulate k workers on one process: when each gradient comes, and how old the weights are behind it (Sec. 6).
+"""Simulate k workers on one process: when each gradient comes, and how old its weights are (Sec. 6).
 
-A worker takes n images at a time. How long it takes is drawn per gradient, log-normal with mean 1 and a given spread.
+A worker takes n images at a time. Its time is drawn per gradient, log-normal with mean 1 and a given spread.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Batch = tuple[Tensor, Tensor]  # n images and their labels
 
 
 class Server:
-    """Weights, momentum and the workers that take them.
+    """The weights, their momentum and the workers that take them.
 
-    asynchronous: each gradient moves the weights as soon as its worker is ready, which then takes the new ones. Else
-    the weights move once per k gradients, when the slowest worker is ready. Batch norm's running statistics move with
-    the weights.
+    asynchronous: each gradient moves the weights as soon as its worker is ready, and the worker then takes the new
+    weights. Else the weights move once per k gradients, when the slowest worker is ready. Batch norm's running
+    statistics move with the weights.
     """
 
     def __init__(self, network: nn.Module, plan: Plan, asynchronous: bool, spread: float):
@@ -41,18 +41,18 @@ class Server:
         self.num_workers, self.time, self.num_gradients, self.num_moves = plan.num_workers, 0.0, 0, 0
         self.ready = [(self.draw(), worker) for worker in range(self.num_workers)]
         heapq.heapify(self.ready)
-        # The weights that each worker has, and after how many moves it took them.
+        # The weights that each worker holds, and after how many moves it took them.
         self.held = [(self.copies(), 0) for _ in range(self.num_workers if asynchronous else 0)]
 
     def copies(self) -> list[Tensor]:
         return [weight.detach().clone() for weight in self.weights]
 
     def draw(self) -> float:
-        """Return how long a worker takes for its next gradient: 1 on average."""
+        """Return how long a worker takes for its next gradient, 1 on average."""
         return float(self.random.lognormal(-(self.spread**2) / 2, self.spread))
 
     def train(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Take an epoch's batches of n images, one worker each; return the epoch's record for the log."""
+        """Take an epoch's batches of n images, one worker each. Return the epoch's record for the log."""
         losses, wrong, seen, ages, began = 0.0, 0, 0, [], self.time
         self.network.train()
         for batch in batches:
@@ -68,7 +68,7 @@ class Server:
         }
 
     def gradient(self, batch: Batch, share: float) -> tuple[float, int]:
-        """Add a share of the gradient of n images; return their loss and how many are wrong."""
+        """Add a share of the gradient of n images. Return their loss and the number of wrong answers."""
         images, labels = batch
         logits = self.network(images)
         loss = cross_entropy(logits, labels)
@@ -77,12 +77,12 @@ class Server:
         return loss.item(), int((logits.argmax(1) != labels).sum())
 
     def require_numbers(self, found: Sequence[Tensor]) -> None:
-        """Raise DivergedError for a loss or weights that are not numbers, as the trainer does: the run has diverged."""
+        """Raise DivergedError for a loss or weights that are not numbers, as the trainer does."""
         if not all(tensor.isfinite().all() for tensor in found):
             raise DivergedError(f"after {self.num_gradients // self.num_workers} iterations the loss is not a number")
 
     def move(self, lr: float) -> None:
-        """Move the weights by the gradients that were added up."""
+        """Move the weights by the accumulated gradients."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr * lr_factor(group)
         self.optimizer.step()
@@ -95,7 +95,7 @@ class Server:
     def asynchronously(self, batch: Batch) -> tuple[float, int, int]:
         """Compute the gradient of the worker that is ready first, at the weights it holds, and move the server's.
 
-        Return loss, number of wrong answers, and how many moves old the worker's weights were.
+        Return the loss, the number of wrong answers, and how many moves old the worker's weights were.
         """
         self.time, worker = heapq.heappop(self.ready)
         held, version = self.held[worker]
@@ -117,7 +117,7 @@ class Server:
         torch._foreach_copy_(into, values)
 
     def synchronously(self, batch: Batch) -> tuple[float, int, int]:
-        """Add one worker's gradient; after the last one the weights move, when the slowest is ready."""
+        """Add one worker's gradient. After the last one, move the weights when the slowest worker is ready."""
         loss, wrong = self.gradient(batch, 1 / self.num_workers)
         lr = self.lr()
         self.num_gradients += 1

@@ -1,4 +1,4 @@
-"""Sums over the training images of an epoch, kept on the device until somebody reads them."""
+"""Sums over the training images of an epoch, kept on the device until they are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 
 class Means(NamedTuple):
-    """What the sums say: the mean loss, the share of images in % for each count, and the number of images."""
+    """Means over images: the mean loss, the share of images in % for each count, and the number of images."""
 
     loss: float
     counts_pct: tuple[float, ...]
@@ -30,13 +30,13 @@ class Totals:
         self.marked = self.sums
 
     def add(self, loss: torch.Tensor, counts: Sequence[torch.Tensor], num_images: int) -> None:
-        """Add one pass: the mean loss of its images and what was counted among them."""
-        # Filled on the device: a copy from the host would wait for its work.
+        """Add one pass: the mean loss of its images, and its counts."""
+        # Filled on the device, because a copy from the host would wait for the device's work.
         images = self.sums.new_full((), num_images)
         self.sums = self.sums + torch.stack([loss.double() * images, *(count.double() for count in counts), images])
 
     def go_on(self, sums: torch.Tensor) -> None:
-        """Take up sums over all processes, as `of_all` has returned them, and begin the shorter sum after them."""
+        """Continue from sums over all processes, as `of_all` returned them, and begin the shorter sum after them."""
         if dist.get_rank() == 0:
             self.sums = sums.to(self.sums.device)
         self.mark()
@@ -46,15 +46,15 @@ class Totals:
         self.marked = self.sums
 
     def of_all(self, since_mark: bool = False) -> torch.Tensor:
-        """Return the sums over all processes; all of them must call it."""
+        """Return the sums over all processes. All processes must call this."""
         sums = self.sums - self.marked if since_mark else self.sums.clone()
         dist.all_reduce(sums)
         return sums
 
     def read(self, since_mark: bool = False) -> Means:
-        """Return the means over all processes' images, NaN without images; all processes must call it.
+        """Return the means over all processes' images, NaN without images. All processes must call this.
 
-        A checkpoint that an earlier version saved during an epoch's first iteration holds none.
+        There are no images in a checkpoint that an earlier version saved during an epoch's first iteration.
         """
         loss, *counts, images = self.of_all(since_mark).tolist()
         divisor = images or math.nan

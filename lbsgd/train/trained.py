@@ -1,4 +1,4 @@
-"""What an engine trains: the parameters that asked for gradients when it was made, at the plan's batch size."""
+"""What an engine trains: the parameters that required gradients when it was made, at the plan's batch size."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lbsgd.errors import ConfigError, TrainingError
 
 
 def hold_to_plan(engine: Any) -> None:
-    """Remember the trained parameters as engine.trained, and make an update the same everywhere.
+    """Remember the trained parameters as engine.trained, and make updates the same at any world size and ZeRO stage.
 
     If a loss does not use a parameter, its gradient counts as zeros, as on several processes and under ZeRO. A frozen
     parameter stays where it is. ZeRO's update would still move it by its momentum, so under ZeRO the update raises
-    TrainingError. At any stage it does so if a parameter was unfrozen that no engine trains, and the first update also
-    if one was added or replaced. Between updates anything may be frozen. Another batch size is refused, because
-    learning rate and batch norm are the plan's, and so is a step of the optimizer outside of engine.step.
+    TrainingError. At any stage an update raises it if a parameter that no engine trains was unfrozen, and the first
+    update also if one was added or replaced. Between updates anything may be frozen. Another batch size is refused,
+    because learning rate and batch norm are the plan's. So is a step of the optimizer outside engine.step.
     """
     engine.trained = trained(engine)
     fixed = {name: each for name, each in engine.module.named_parameters() if name not in engine.trained}
@@ -34,7 +34,7 @@ def hold_to_plan(engine: Any) -> None:
                 " call engine.step() after each engine.backward(loss)"
             )
         nonlocal is_first
-        if is_first:  # not before each update, where the host would look for all parameters while a GPU waits
+        if is_first:  # not before each update: the host would search all parameters while a GPU waits
             known = {id(each) for each in (*engine.trained.values(), *fixed.values())}
             later = {name: each for name, each in engine.module.named_parameters() if id(each) not in known}
             refuse_untrained(later, "added or replaced")
@@ -52,18 +52,18 @@ def hold_to_plan(engine: Any) -> None:
 
 
 def warn_of_missing_steps(engine: Any) -> None:
-    """Warn, once, of a loop that calls engine.step only in the last pass of an update, as torch's loops do.
+    """Warn once if a loop calls engine.step only in the last pass of an update, as torch's loops do.
 
-    DeepSpeed counts the calls: such a loop would update as many times too rarely as an update has passes.
+    DeepSpeed counts the calls. With p passes per update, such a loop would update p times too rarely.
     """
     backward, passes = engine.backward, max(2, engine.gradient_accumulation_steps())
     step, pending, told = engine.micro_steps, 0, False
 
     def counted(*arguments: Any, **options: Any) -> Any:
         nonlocal step, pending, told
-        if engine.inside_no_sync_ctxt:  # where DeepSpeed allows no step
+        if engine.inside_no_sync_ctxt:  # DeepSpeed allows no step there
             return backward(*arguments, **options)
-        if engine.micro_steps != step:  # also after a checkpoint was loaded
+        if engine.micro_steps != step:  # after a step, or after a checkpoint was loaded
             step, pending = engine.micro_steps, 0
         pending += 1
         if pending == passes and not told and engine.global_rank == 0:
@@ -80,7 +80,7 @@ def warn_of_missing_steps(engine: Any) -> None:
 
 
 def refuse_untrained(parameters: Mapping[str, torch.nn.Parameter], became: str) -> None:
-    """Raise TrainingError for the first of these that asks for gradients and that no engine trains."""
+    """Raise TrainingError for the first of these that requires gradients and that no engine trains."""
     for name, parameter in parameters.items():
         if parameter.requires_grad and not hasattr(parameter, "is_trained_by_lbsgd"):
             refuse(name, became, "would not be trained")
@@ -98,6 +98,6 @@ def refuse_another_batch(*_: Any) -> None:
 
 
 def trained(engine: Any) -> dict[str, torch.nn.Parameter]:
-    """Return by name the parameters that an engine trains; without lbsgd's record, all that require gradients."""
+    """Return by name the parameters that an engine trains. Without lbsgd's record, all that require gradients."""
     known: dict[str, torch.nn.Parameter] | None = getattr(engine, "trained", None)
     return {n: each for n, each in engine.module.named_parameters() if each.requires_grad} if known is None else known

@@ -24,15 +24,15 @@ from lbsgd.train.saver import BeforeUpdate, Reached, Saver
 from lbsgd.train.task import Batch, Task
 from lbsgd.train.totals import Totals
 
-FINISH_SECONDS = 10.0  # an iteration that ends sooner is finished before the run stops
+FINISH_SECONDS = 10.0  # an iteration that would end sooner is finished before the run stops
 NEVER = 2**62  # later than any iteration
 
 
 class Trainer:
-    """One run: engine, plan, task and images; the saver of its checkpoints, the guard that watches it.
+    """One run: engine, plan, task and images, the saver of its checkpoints, and the guard that watches it.
 
-    reporter    of rank 0, unless nothing is reported
-    reached     how far the checkpoint's epoch had got, from which the run goes on
+    reporter    rank 0's, unless nothing is reported
+    reached     how far the epoch had got in the checkpoint that the run resumes from
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Trainer:
     ):
         self.engine, self.plan, self.task, self.images = engine, plan, task, images
         self.saver, self.guard, self.reporter = saver, guard, reporter
-        self.first_bad = torch.full((), NEVER, device=engine.device)  # first iteration whose loss is not a number
+        self.first_bad = torch.full((), NEVER, device=engine.device)  # the first iteration whose loss is not a number
         self.agreement, self.decision = Agreement(engine.device), Decision()
         self.totals = Totals(engine.device, len(task.counts))
         self.clock = Clock(events_of(engine.device), engine.waiting if plan.world_size > 1 else None)
@@ -58,26 +58,26 @@ class Trainer:
 
     @property
     def iteration(self) -> int:
-        """Iterations whose images were consumed; fp16 overflow may have skipped the update of some."""
+        """Iterations whose images were consumed. fp16 overflow may have skipped the update of some."""
         return self.engine.global_steps
 
     @property
     def epochs_done(self) -> float:
-        """Whole epochs as an int, as the log has them; a run whose length is in iterations may end inside one."""
+        """Epochs done, an int if they are whole, as in the log. A run given in iterations may end inside one."""
         per_epoch = self.plan.iterations_per_epoch
         return self.iteration / per_epoch if self.iteration % per_epoch else self.iteration // per_epoch
 
     @property
     def at_report(self) -> bool:
-        """Whether an epoch has ended, or the run."""
+        """Whether an epoch or the run has just ended."""
         return self.iteration > 0 and (isinstance(self.epochs_done, int) or self.iteration == self.plan.num_iterations)
 
     # --- the algorithm ------------------------------------------------------------------------------------------------
 
     def train(self, last_iteration: int, evaluate_every: int = 1) -> None:
-        """Train up to `last_iteration`; save at the stop and after each epoch, then report and evaluate (`is_due`).
+        """Train up to `last_iteration`. Save there and after each epoch, then report and evaluate (`is_due`).
 
-        A run that goes on from the end of an epoch begins with its report, which may not have been finished.
+        A run that resumes at the end of an epoch begins with that epoch's report, which may not have been finished.
         """
         if self.at_report:
             self.report_epoch(max(self.iteration, last_iteration), evaluate_every)
@@ -103,8 +103,8 @@ class Trainer:
     def update(self, batches: Iterator[Batch]) -> None:
         """Make one update from kn images: `accumulation_steps` passes of `micro_batch` images on each process."""
         for batch in self.passes(batches):
-            # Remark 3, normalised by kn: the loss is a mean over the micro batch; backward divides it by the number of
-            # passes, and aggregation takes the mean over the processes, which all hold equally many images.
+            # Normalised by kn (Remark 3): the loss is a mean over the micro batch, backward divides it by the number of
+            # passes, and aggregation takes the mean over the processes, which all have equally many images.
             loss, counts = self.task.loss(self.engine, batch)
             with self.noise.watching(self.iteration):
                 self.engine.backward(loss)
@@ -116,11 +116,11 @@ class Trainer:
         self.totals.add(loss, counts, self.plan.micro_batch)
         self.first_bad = torch.where(loss.isfinite(), self.first_bad, self.first_bad.clamp(max=self.iteration))
 
-    # --- what stands beside it: stopping and saving -------------------------------------------------------------------
+    # --- stopping and saving ------------------------------------------------------------------------------------------
 
     def passes(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches of one update; after each pass see whether the processes agree to stop or to save."""
-        before = None  # what giving the iteration up needs; a single pass never is given up
+        """Yield the batches of one update. After each pass, check whether the processes agree to stop or to save."""
+        before = None  # the state to return to if the iteration is given up, as a single pass never is
         if self.plan.accumulation_steps > 1:
             before = BeforeUpdate(self.totals.sums, random_states(dist.get_rank()))
         for number in range(self.plan.accumulation_steps):
@@ -132,7 +132,7 @@ class Trainer:
             self.after_pass(self.plan.accumulation_steps - 1 - number, before)
 
     def begin_together(self) -> None:
-        """Wait for all processes. From now on none ends at once when told to stop: the others would wait for it."""
+        """Wait for all processes. From now on none ends at once if told to stop: the others would wait for it."""
         self.require_numbers()
         self.guard.nothing_to_save = False
 
@@ -142,12 +142,12 @@ class Trainer:
         self.agreement.restart()
 
     def go_on(self, reached: Reached) -> None:
-        """Take up the totals and the time of the epoch that the checkpoint was saved in."""
+        """Continue the totals and the time of the epoch in which the checkpoint was saved."""
         self.totals.go_on(reached.totals)
         self.clock.start_epoch(reached.epoch_seconds)
 
     def after_update(self, last_iteration: int) -> None:
-        """Report, save or stop between two iterations, if that is due."""
+        """Report, save or stop between two iterations, if due."""
         if self.reporter:
             self.reporter.advance()
         if (self.iteration - 1) % self.plan.steps_per_print == 0:
@@ -157,7 +157,7 @@ class Trainer:
         self.stop_if_agreed()
 
     def after_pass(self, passes_left: int, before: BeforeUpdate | None) -> None:
-        """Learn what the processes agree on; give the iteration up if they stop and it would go on for long."""
+        """Find out what the processes agree on. Give up the iteration if they stop and it would take long."""
         save = dist.get_rank() == 0 and self.saver.due_by_time()
         decision = self.agreement.after_pass(bool(self.guard.stop_requested), save)
         if decision is None:
@@ -168,10 +168,10 @@ class Trainer:
             self.stop_if_agreed(before.random)
 
     def stop_if_agreed(self, random: dict[str, torch.Tensor] | None = None) -> None:
-        """Raise Stopped on all processes, with the run saved, once they have agreed to stop."""
+        """Save the run and raise Stopped on all processes, if they have agreed to stop."""
         if not self.decision.stop:
             return
-        # At an epoch's end only the checkpoint that stands has its totals; before the first iteration there is none.
+        # At an epoch's end only the existing checkpoint has its totals. Before the first iteration there is none.
         if self.saver.last_iteration != self.iteration or self.iteration == 0:
             self.save(random)
         # Rank 0 writes, and a launcher kills all processes when the first one ends.
@@ -194,10 +194,10 @@ class Trainer:
         if first_bad < NEVER:
             self.saver.stop(f"the loss of iteration {int(first_bad)} is not a number")
 
-    # --- what is reported ---------------------------------------------------------------------------------------------
+    # --- reports ------------------------------------------------------------------------------------------------------
 
     def report_iteration(self, iteration: int) -> None:
-        """Write a record of the log: means since the record before, the start of the epoch or a resume."""
+        """Write an iteration record to the log: means since the previous record, the start of the epoch or a resume."""
         self.require_numbers()
         means, seconds = self.totals.read(since_mark=True), self.clock.window_seconds
         record = {
@@ -217,7 +217,7 @@ class Trainer:
         self.clock.start_window()
 
     def report_epoch(self, last_iteration: int, evaluate_every: int) -> None:
-        """Write a record of the log: errors on the training images as augmented, and on the whole validation set."""
+        """Write an epoch record to the log: errors on the augmented training images and on the whole validation set."""
         self.require_numbers()
         means, seconds = self.totals.read(), self.clock.epoch_seconds
         epoch, last = self.epochs_done, last_iteration / self.plan.iterations_per_epoch
@@ -236,13 +236,13 @@ class Trainer:
             "skipped_iterations": self.engine.skipped_steps,
         }
         if self.reporter:
-            here = seconds - self.clock.seconds_before  # how long it waited before a restart is not known
+            here = seconds - self.clock.seconds_before  # waits before a restart are not known
             self.reporter.advise_on_waiting(100 * self.clock.data.of_epoch / here)
             self.reporter.advise_on_aggregation(100 * self.clock.aggregation.of_epoch / here)
             self.reporter.report("epoch", record)
 
     def evaluate(self, epoch: int) -> dict[str, Any]:
-        """Return the errors on the validation images; the guard may end the process at any time, as all is saved."""
+        """Return the errors on the validation images. The guard may end the process at any time, as all is saved."""
         from_rank_0(self.saver.wait)
         self.guard.nothing_to_save = True
         sync_batch_norm_statistics(self.engine, self.plan.recipe.batch_norm, self.images.train, epoch, self.guard.alive)

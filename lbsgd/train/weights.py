@@ -1,4 +1,4 @@
-"""Weights from a file: a `weights.pt`, or any other state_dict of the network."""
+"""Read weights from a file: a `weights.pt`, or any other state_dict of the network."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from lbsgd.errors import DataError, one_line
 
-if TYPE_CHECKING:  # a flag that is wrong is reported before torch loads
+if TYPE_CHECKING:  # a wrong flag is reported before torch loads
     from torch import Tensor
     from torch.nn import Module
 
-BEGINS = b"PK\x03\x04", b"\x80"  # of a file that torch.save writes: a zip archive, or a pickle as before torch 1.6
+BEGINS = b"PK\x03\x04", b"\x80"  # how files of torch.save begin: a zip archive or, before torch 1.6, a pickle
 
 
 def weights_in(path: Path) -> dict[str, Any]:
-    """Return the weights in a file; imports PyTorch. Raises DataError for a file that holds none."""
+    """Return the weights in a file. Imports PyTorch. Raises DataError if the file holds none."""
     import torch
 
     try:
@@ -25,7 +25,7 @@ def weights_in(path: Path) -> dict[str, Any]:
         weights = torch.load(path, map_location="cpu", weights_only=True) if begin.startswith(BEGINS) else None
     except UnpicklingError:
         raise DataError(f"{path} holds more than tensors; save the network's state_dict() and give that") from None
-    except Exception as error:  # noqa: BLE001  torch raises whatever the bytes make it raise
+    except Exception as error:  # noqa: BLE001  damaged bytes may make torch raise anything
         raise DataError(f"{path} cannot be read as weights ({one_line(error)}); give the weights.pt of a run") from None
     if weights is None:
         raise DataError(
@@ -44,7 +44,7 @@ def weights_in(path: Path) -> dict[str, Any]:
 
 
 def other_than_dense(tensor: Tensor) -> str | None:
-    """Return what a tensor is that does not hold each of its values; None if it does."""
+    """Return the kind of a tensor that does not store each of its values, None if it does."""
     if tensor.is_nested:
         return "nested"
     if tensor.is_meta:
@@ -55,9 +55,9 @@ def other_than_dense(tensor: Tensor) -> str | None:
 
 
 def put_weights(network: Module, weights: dict[str, Any], path: Path) -> None:
-    """Load weights into a network. Raises DataError that names the first tensor which is not the network's.
+    """Load weights into a network. Raises DataError, naming the first tensor that does not fit the network.
 
-    Batch norm's counters of batches may be missing, as in files of old versions of torch; nothing here reads them.
+    Batch norm's counters of batches may be missing, as in files of old torch versions. Nothing here reads them.
     """
     here = network.state_dict()
     counters = {name: value for name, value in here.items() if name.endswith("num_batches_tracked")}
@@ -78,7 +78,7 @@ def shape_words(tensor: Any) -> str:
 
 
 def of_numbers(tensor: Tensor) -> str:
-    """Return which kind of numbers a tensor holds; one kind of floats becomes another without harm."""
+    """Return which kind of numbers a tensor holds. All floats are one kind, because conversion does no harm."""
     return "floats" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "whole"
 
 

@@ -1,6 +1,6 @@
-"""Spares the host what ZeRO 1 and 2 do for each parameter in each update, while a GPU waits (docs/experiments.md).
+"""Spare the host what ZeRO 1 and 2 do for each parameter in each update, while a GPU waits (docs/experiments.md).
 
-The bits are the same.
+The bits stay the same.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 
 
 def spare_the_host(optimizer: Any) -> None:
-    """Do what can be done on any number of processes."""
+    """Apply what works on any number of processes."""
     see_overflow_at_once(optimizer)
     leave_weights_in_place(optimizer)
 
@@ -19,23 +19,23 @@ def spare_the_host(optimizer: Any) -> None:
 def see_overflow_at_once(optimizer: Any) -> None:
     """Let ZeRO check all gradients at once for values that are not finite.
 
-    DeepSpeed 0.19.8 launches seven kernels for each parameter, one after the other.
+    DeepSpeed 0.19.8 launches seven kernels per parameter, one parameter after the other.
     """
 
     def overflowed() -> torch.Tensor:
         kept = [each for group in optimizer.averaged_gradients.values() for each in group if each is not None]
         if not (kept := [each for each in kept if each.numel()]):
             return torch.zeros(1, dtype=torch.bool, device=optimizer.device)
-        largest = torch._foreach_norm(kept, float("inf"))  # NaN passes
+        largest = torch._foreach_norm(kept, float("inf"))  # NaN propagates
         return torch.stack(largest).isfinite().all().logical_not().view(1)
 
     optimizer.has_overflow_partitioned_grads_serial = overflowed
 
 
 def leave_weights_in_place(optimizer: Any) -> None:
-    """Let ZeRO give the parameters their places in its flat weights only if one of them lies elsewhere.
+    """Let ZeRO give the parameters their places in its flat weights only if a parameter lies elsewhere.
 
-    DeepSpeed 0.19.8 does so after each update, by four views of each parameter, before the next forward can begin.
+    DeepSpeed 0.19.8 does so after each update, with four views per parameter, before the next forward can begin.
     """
     give_places = optimizer._update_model_bit16_weights
 
@@ -53,20 +53,20 @@ def leave_weights_in_place(optimizer: Any) -> None:
 
 
 def take_gradients_in_place(engine: Any) -> None:
-    """Let ZeRO 1 take the gradients of its only process from where they lie.
+    """Let ZeRO 1 on a single process use the gradients where they lie.
 
     DeepSpeed has a hook for each gradient and copies each twice, which takes the host longer than a GPU computes.
-    Without the hooks only engine.backward knows when a pass ends. So any other back-propagation through the output of
-    the engine is refused; through the output of engine.module it is not.
+    Without the hooks only engine.backward knows when a pass ends. So any other back-propagation through the engine's
+    output is refused, but not through the output of engine.module.
     """
     zero = engine.optimizer
     zero.reduce_gradients = lambda **_: zero.overlapping_partition_gradients_reduce_epilogue()
     engine._support_torch_style_backward = False
 
     def keep(*_: Any) -> None:
-        """Copy gradients that wait for the update: a pass of CUDA graphs would overwrite them (`GraphedBlock`)."""
+        """Copy gradients that wait for the update, because a pass of CUDA graphs would overwrite them."""
         for gradients in zero.averaged_gradients.values():
             for gradient in gradients or ():
-                gradient.data = gradient.data.clone()  # ZeRO marks some of these tensors, so each stays itself
+                gradient.data = gradient.data.clone()  # ZeRO marks some of these tensors, so each object stays
 
     engine.module.register_forward_pre_hook(keep)

@@ -1,8 +1,8 @@
-"""Aggregation of gradients during back-propagation (Sec. 4), in place of DeepSpeed's own at ZeRO stages 0 and 1.
+"""Aggregate gradients during back-propagation (Sec. 4), in place of DeepSpeed's own reduction at ZeRO stages 0 and 1.
 
-In the last pass of an iteration a bucket starts as soon as its last gradient has come and all buckets before it have
-started. So buckets start in the same order on all processes. `engine.backward` ends by waiting for them. In earlier
-passes gradients only add up. At stage 1 ZeRO then copies its share from gradients that are means already.
+In the last pass of an iteration a bucket starts as soon as its last gradient has come and all previous buckets have
+started, so buckets start in the same order on all processes. `engine.backward` ends by waiting for them. In earlier
+passes gradients only add up. At stage 1 ZeRO then copies its share from gradients that are already means.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lbsgd.train.zero_host import take_gradients_in_place
 
 @dataclass(frozen=True)
 class AggregationSettings:
-    """DeepSpeed's own keys, with DeepSpeed's meaning.
+    """Settings from DeepSpeed's own keys, with DeepSpeed's meaning.
 
     bucket_elements    zero_optimization.reduce_bucket_size
     overlap            zero_optimization.overlap_comm
@@ -41,7 +41,7 @@ class AggregationSettings:
 
     @classmethod
     def of(cls, plan: Plan) -> AggregationSettings:
-        """Read the settings. A sum of many fp16 gradients would overflow, so by default these are divided before it."""
+        """Read the settings. By default fp16 gradients are divided before the sum, which would otherwise overflow."""
         config = plan.config
         before = get(config, "gradient_predivide_factor", 1.0)
         if get(config, "prescale_gradients", False) or (plan.precision == "fp16" and before == 1):
@@ -55,7 +55,7 @@ class AggregationSettings:
 
 
 class Aggregation:
-    """Aggregates the gradients of one engine by the chosen algorithm; all processes must build it."""
+    """Aggregates one engine's gradients with the chosen algorithm. All processes must build it."""
 
     def __init__(self, engine, settings: AggregationSettings, placement: Placement, choice: Choice):
         self.engine, self.settings, self.placement, self.choice = engine, settings, placement, choice
@@ -71,7 +71,7 @@ class Aggregation:
                 parameter.register_post_accumulate_grad_hook(self.arrived)
 
     def arrived(self, parameter: Parameter) -> None:
-        """Take a gradient of the last pass; autograd calls this once it has accumulated the gradient.
+        """Take a gradient of the last pass. autograd calls this once it has accumulated the gradient.
 
         Gradients of other backward calls, such as another engine's on the same network, only add up, as in DeepSpeed.
         """
@@ -85,7 +85,7 @@ class Aggregation:
         self.start_complete()
 
     def start_complete(self) -> None:
-        """Start the buckets that are complete, up to the first that is not."""
+        """Start the complete buckets, up to the first incomplete one."""
         for bucket in self.buckets[len(self.jobs) :]:
             if bucket.missing:
                 return
@@ -109,7 +109,7 @@ class Aggregation:
         self.done_in_pass = self.engine.micro_steps
 
     def close(self) -> None:
-        """End the threads that run the phases; nothing is aggregated afterwards."""
+        """End the threads that run the phases. Nothing can be aggregated afterwards."""
         self.runner.close()
 
     def begin(self) -> None:
@@ -130,7 +130,7 @@ class Aggregation:
             )
 
     def require_known(self) -> None:
-        """Raise TrainingError for a parameter that was unfrozen or added later: it would differ between processes."""
+        """Raise TrainingError for a parameter unfrozen or added later, because it would differ between processes."""
         for name, parameter in self.engine.module.named_parameters():
             if parameter.requires_grad and parameter not in self.bucket_of:
                 raise TrainingError(
@@ -139,13 +139,13 @@ class Aggregation:
                 )
 
 
-# --- how it gets into the engine --------------------------------------------------------------------------------------
+# --- in the engine ----------------------------------------------------------------------------------------------------
 
 
 def attach(engine, plan: Plan) -> None:
-    """Make the engine aggregate as the plan says, and measure how long it waits; all processes must call it.
+    """Make the engine aggregate as the plan says, and measure how long it waits. All processes must call this.
 
-    engine.aggregation    an `Aggregation`, or None where DeepSpeed's own reduction runs
+    engine.aggregation    an `Aggregation`, or None if DeepSpeed's own reduction runs
     engine.waiting        the `Waits` between the end of back-propagation and the end of aggregation
     """
     engine.aggregation, engine.waiting = None, Waits(events_of(engine.device))
@@ -169,7 +169,7 @@ def attach(engine, plan: Plan) -> None:
 def instead_of(engine, reduce):
     """Return the replacement of engine.allreduce_gradients, which DeepSpeed calls after each backward."""
     if engine.zero_optimization():
-        engine.optimizer.average_tensor = lambda *_: None  # the gradients that ZeRO distributes are means already
+        engine.optimizer.average_tensor = lambda *_: None  # the gradients that ZeRO distributes are already means
 
     def allreduce_gradients(*arguments, **options):
         if engine.is_gradient_accumulation_boundary():
@@ -189,7 +189,7 @@ def refuse_coalescing(*_):
 
 
 def aggregation_words(plan: Plan, engine) -> str:
-    """Return in words how the gradients of this run are aggregated, for the screen and the log."""
+    """Describe how this run's gradients are aggregated, for the screen and the log."""
     if plan.world_size == 1:
         return "none: one process"
     if engine.aggregation is None:

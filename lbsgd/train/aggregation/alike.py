@@ -1,4 +1,4 @@
-"""Check that all processes have the same parameters and settings, before their first collective call on these."""
+"""Check that all processes have the same parameters and settings, before the first collective call that needs them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lbsgd.train.aggregation.aggregation import AggregationSettings
 
 
 def require_alike(model: torch.nn.Module, plan: Plan) -> None:
-    """Compare what this process trains, and how, with rank 0; all processes must call it.
+    """Compare what this process trains, and how, with rank 0. All processes must call this.
 
-    Parameters of different lengths would end a process inside gloo; parameters of equal lengths would be added to one
-    another in silence. Raises ConfigError on all processes, which names the first difference.
+    Parameters of different lengths would end a process inside gloo. Different parameters of equal length would silently
+    be added to one another. Raises ConfigError, naming the first difference, on all processes.
     """
     if plan.world_size == 1:
         return
@@ -36,7 +36,7 @@ def require_alike(model: torch.nn.Module, plan: Plan) -> None:
 
 
 def facts(model: torch.nn.Module, plan: Plan) -> list[str]:
-    """Return in words the settings and parameters that decide which numbers are added to which."""
+    """Return, in words, the settings and parameters that decide which numbers are added to which."""
     settings = AggregationSettings.of(plan)
     how = {
         "zero_optimization.stage": plan.zero_stage,

@@ -1,4 +1,4 @@
-"""Gradients in flat buffers: which lie together, in which order, and how they get in and out."""
+"""Gradients in flat buffers: which ones lie together, in which order, and how they get in and out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import Parameter
 class Bucket:
     """The gradients of some parameters in one flat buffer, which is kept for the whole run.
 
-    multiple: zeros pad the buffer to a multiple of this length, so that all processes have equal shares.
+    multiple: the buffer is padded with zeros to a multiple of this length, so that all processes have equal shares.
     """
 
     def __init__(self, parameters: list[Parameter], multiple: int):
@@ -28,9 +28,9 @@ class Bucket:
         self.streams: set[torch.cuda.Stream] = set()  # that have written into the buffer
 
     def take(self, parameter: Parameter) -> None:
-        """Copy a gradient into the buffer, or zeros if this process has none, and make parameter.grad a view of it.
+        """Copy a gradient, or zeros if this process has none, into the buffer, and make parameter.grad a view there.
 
-        The view is new each time, because ZeRO points the old one at a buffer of its own, and writes would go there. A
+        The view is new each time, because ZeRO points the old one at its own buffer, and writes would go there. A
         parameter that was frozen later gets no gradient, because with one an optimizer would move it by its momentum.
         """
         view = self.views[parameter]
@@ -44,7 +44,7 @@ class Bucket:
             self.streams.add(torch.cuda.current_stream())
 
     def wait_for_streams(self) -> None:
-        """Make the current stream wait for all writers: autograd runs a hook on the stream of its parameter."""
+        """Make the current stream wait for all writers, because autograd runs a hook on its parameter's stream."""
         for stream in self.streams:
             torch.cuda.current_stream().wait_stream(stream)
 
@@ -55,7 +55,7 @@ class Bucket:
 
 
 def strides(parameter: Parameter) -> tuple[int, ...]:
-    """Return the parameter's own strides, channels_last included; plain ones for a layout with holes."""
+    """Return the parameter's own strides, including channels_last, or plain ones for a layout with holes."""
     dense = parameter.is_contiguous() or (
         parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
     )
@@ -63,16 +63,16 @@ def strides(parameter: Parameter) -> tuple[int, ...]:
 
 
 def fill(parameters: Iterable[Parameter], bucket_elements: int, multiple: int) -> list[Bucket]:
-    """Return buckets of at most bucket_elements; a larger parameter gets a bucket of its own.
+    """Return buckets of at most bucket_elements. A larger parameter gets its own bucket.
 
-    They take the parameters in reverse order of registration. Back-propagation makes gradients in about this order,
-    and it is the same on every process and after every resume, unlike an order that is observed at run time.
+    They take the parameters in reverse order of registration. Back-propagation makes gradients in about this order. It
+    is the same on every process and after every resume, unlike an order observed at run time.
     """
     return [Bucket(together, multiple) for together in cut([*parameters][::-1], bucket_elements)]
 
 
 def cut(parameters: list[Parameter], bucket_elements: int) -> Iterator[list[Parameter]]:
-    """Yield neighbouring parameters of one precision and device, with at most bucket_elements together."""
+    """Yield lists of neighbouring parameters of one precision and device, with at most bucket_elements together."""
     together: list[Parameter] = []
     for parameter in parameters:
         kind = (parameter.dtype, parameter.device)

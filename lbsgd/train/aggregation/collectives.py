@@ -12,7 +12,7 @@ from lbsgd.train.aggregation.halving_doubling import exchange
 
 
 class Collective(Protocol):
-    """What sums flat buffers between some processes."""
+    """Sums flat buffers between some processes."""
 
     def all_reduce(self, buffer: torch.Tensor) -> None: ...
     def reduce_scatter(self, buffer: torch.Tensor) -> torch.Tensor: ...
@@ -22,7 +22,7 @@ class Collective(Protocol):
 class Backend:
     """The backend's calls.
 
-    gloo's reduce-scatter takes 12 times as long as its all-reduce, so there each process sends every other its share.
+    gloo's reduce-scatter takes 12 times as long as its all-reduce. So there each process sends every other its share.
 
     ranks, group: as in `HalvingDoubling`. Lengths of buffers are multiples of the number of ranks.
     """
@@ -34,7 +34,7 @@ class Backend:
         dist.all_reduce(buffer, group=self.group)
 
     def reduce_scatter(self, buffer: torch.Tensor) -> torch.Tensor:
-        """Return this process's share of the sum, a view of its buffer, summed in the order of the ranks."""
+        """Return this process's share of the sum, a view of its buffer. It is summed in the order of the ranks."""
         shares = buffer.chunk(len(self.ranks))
         mine = shares[self.position]
         if buffer.is_cuda:

@@ -1,9 +1,9 @@
 """Recursive halving and doubling (Sec. 4), the paper's all-reduce: 2·log2(p) steps, 2·(p−1)/p of the bytes.
 
 In step d of halving, two processes that differ in bit d of their positions exchange one half of what they still have,
-and add. So each ends with 1/p of the sum. Doubling takes the same steps back. Low bits come first, so if the ranks of a
-server are neighbours, the sum inside the server is complete before a byte leaves it. Every element is summed in one
-order, ((g0+g1)+(g2+g3))+..., which depends neither on the size of the buffer nor on the process that ends up with the
+and add. So each ends with 1/p of the sum. Doubling takes the same steps back. Low bits come first, so if a server's
+ranks are neighbours, the sum inside the server is complete before a byte leaves it. Every element is summed in one
+order, ((g0+g1)+(g2+g3))+..., which depends neither on the buffer's size nor on the process that ends up with the
 element. In a ring the order depends on both.
 """
 
@@ -19,11 +19,11 @@ class HalvingDoubling:
     """The algorithm between p = 2^m processes.
 
     ranks    the processes in the order of their positions
-    group    a group that nobody else uses at the same time
+    group    a group that nothing else uses at the same time
     back     another such group, for messages from higher positions to lower; by default the same group. gloo keeps one
              connection per pair and group, and sends at half the speed while it receives on it
 
-    Buffers are flat and contiguous, their length a multiple of p.
+    Buffers are flat and contiguous, and their length is a multiple of p.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class HalvingDoubling:
         self.scratch: dict[torch.dtype, torch.Tensor] = {}
 
     def all_reduce(self, buffer: torch.Tensor) -> None:
-        """Put the sum over the processes into the buffer of each."""
+        """Put the sum over the processes into each process's buffer."""
         self.reduce_scatter(buffer)
         self.all_gather(buffer)
 
     def reduce_scatter(self, buffer: torch.Tensor) -> torch.Tensor:
-        """Return this process's share of the sum as a view of the buffer; the rest of the buffer is undefined."""
+        """Return this process's share of the sum as a view of the buffer. The rest of the buffer is undefined."""
         share = buffer
         for bit, kept, sent in self.halves(buffer):
             received = self.room(kept)
@@ -58,7 +58,7 @@ class HalvingDoubling:
             self.exchange(bit, kept, other)
 
     def halves(self, buffer: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Yield each bit from the lowest, with the half that this process keeps and the half that it sends."""
+        """Yield (bit, half that this process keeps, half that it sends) for each bit, the lowest first."""
         bit = 1
         while bit < len(self.ranks):
             low, high = buffer.chunk(2)
@@ -72,7 +72,7 @@ class HalvingDoubling:
         exchange([(partner, sent)], [(partner, received)], *ways)
 
     def room(self, like: torch.Tensor) -> torch.Tensor:
-        """Return memory for a half; it is reused the next time."""
+        """Return memory for a half, which is reused the next time."""
         room = self.scratch.get(like.dtype)
         if room is None or room.numel() < like.numel():
             room = self.scratch[like.dtype] = torch.empty_like(like)
@@ -85,10 +85,10 @@ def exchange(
     group: dist.ProcessGroup | None,
     back: dist.ProcessGroup | None,
 ) -> None:
-    """Send to other ranks by one group and receive by another at the same time; return when both are done."""
+    """Send to other ranks through one group while receiving through another. Return when both are done."""
     out = [dist.P2POp(dist.isend, tensor, rank, group) for rank, tensor in sent]
     home = [dist.P2POp(dist.irecv, tensor, rank, back) for rank, tensor in received]
-    # NCCL waits for ever unless one call holds the messages of both ways, and a call takes only one group.
+    # NCCL waits forever unless one call holds the messages of both ways, and a call takes only one group.
     calls = [out + home] if group is back else [out, home]
     for work in [work for messages in calls if messages for work in dist.batch_isend_irecv(messages)]:
         work.wait()

@@ -1,14 +1,14 @@
-"""The three phases of an aggregation (Sec. 4); while one bucket is in a phase, the next bucket is in the phase before.
+"""The three phases of an aggregation (Sec. 4). While a bucket is in one phase, the next one is in the previous phase.
 
     1  reduce-scatter inside each server: every process has 1/L of the server's sum
     2  all-reduce of these shares between the servers, with the division
     3  all-gather inside each server
 
-A flat aggregation has only phase 2. Halving/doubling makes two phases of it: one bucket doubles while the next one
+A flat aggregation has only phase 2. Halving/doubling splits it into two phases: one bucket doubles while the next one
 halves, which keeps the link busy while a process adds or waits for its partner.
 
-gloo's calls block, so each phase has a thread; on a GPU it has a stream. Each phase has groups of its own, so calls of
-two phases never meet.
+gloo's calls block, so each phase has a thread. On a GPU it has a stream. Each phase has its own groups, so calls of two
+phases never meet.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lbsgd.train.aggregation.placement import Placement
 class Job:
     """One bucket on its way through the phases.
 
-    share: the part that this process sums between the servers. piece: the part of the share that halving sums here.
+    share: the part that this process sums between servers. piece: the part of the share whose sum halving leaves here.
     """
 
     def __init__(self, buffer: torch.Tensor):
@@ -44,7 +44,7 @@ Phase = Callable[[Job], None]
 
 
 def phases_of(choice: Choice, placement: Placement, device: torch.device, divisor: float) -> list[Phase]:
-    """Return the phases of this process; all processes must call this, because it makes groups."""
+    """Return this process's phases. All processes must call this, because it makes groups."""
     rank, timeout = dist.get_rank(), timeout_of(device)
     everybody = tuple(range(dist.get_world_size()))
     inside: tuple[int, ...]
@@ -100,7 +100,7 @@ def between_servers(collectives: Sequence[Collective], divisor: float) -> list[P
 
 
 def groups(lists: Sequence[Sequence[int]], rank: int, timeout: timedelta) -> dist.ProcessGroup | None:
-    """Make a group of each list of ranks, as all processes must in the same order, and return this process's."""
+    """Make a group of each list of ranks and return this process's. All processes must do so in the same order."""
     mine = None
     for ranks in lists:
         group = dist.new_group(list(ranks), timeout=timeout)
@@ -110,18 +110,18 @@ def groups(lists: Sequence[Sequence[int]], rank: int, timeout: timedelta) -> dis
 
 
 def timeout_of(device: torch.device) -> timedelta:
-    """Return the timeout of the first group; torch would give new groups its default of 30 minutes."""
+    """Return the first group's timeout, because torch would give new groups its default of 30 minutes."""
     return dist.distributed_c10d._get_default_group()._get_backend(device).options._timeout
 
 
-# --- who runs them ----------------------------------------------------------------------------------------------------
+# --- runners ----------------------------------------------------------------------------------------------------------
 
 
 CLOSE_SECONDS = 5.0  # enough for idle threads to end
 
 
 class Threads:
-    """Runs phases of buffers in the host's memory, each in a daemon thread, which ends with this object."""
+    """Runs phases on buffers in host memory, each in a daemon thread that ends with this object."""
 
     def __init__(self, phases: Sequence[Phase]):
         self.queues = [queue.SimpleQueue[Job | None]() for _ in phases]
@@ -132,7 +132,7 @@ class Threads:
             name = f"lbsgd phase {number + 1}"
             self.threads.append(threading.Thread(target=work, args=arguments, name=name, daemon=True))
             self.threads[-1].start()
-        # Not at the interpreter's end: a thread that woke then and was ended inside torch's C++ code would abort.
+        # Not at the interpreter's exit: a thread that woke then and was ended inside torch's C++ code would abort.
         weakref.finalize(self, self.queues[0].put, None).atexit = False
 
     def start(self, buffer: torch.Tensor) -> Job:
@@ -147,14 +147,14 @@ class Threads:
             thread.join(CLOSE_SECONDS)
 
     def wait(self, job: Job) -> None:
-        """Return when the buffer holds the mean. Raises what a phase raised."""
+        """Return once the buffer holds the mean. Raises what a phase raised."""
         job.done.wait()
         if job.error:
             raise job.error
 
 
 def work(phase: Phase, jobs: queue.SimpleQueue[Job | None], rest: queue.SimpleQueue[Job | None] | None) -> None:
-    """Run one phase of each job and pass the job on; after an error run no more, because the group is broken."""
+    """Run one phase of each job and pass the job on. After an error run no more, because the group is broken."""
     error: BaseException | None = None
     while job := jobs.get():
         try:
@@ -172,7 +172,7 @@ def work(phase: Phase, jobs: queue.SimpleQueue[Job | None], rest: queue.SimpleQu
 
 
 class Streams:
-    """Runs phases of buffers on a GPU, each in a stream; no call blocks the host."""
+    """Runs phases on buffers in GPU memory, each in a stream. No call blocks the host."""
 
     def __init__(self, phases: Sequence[Phase]):
         self.phases = phases
@@ -188,7 +188,7 @@ class Streams:
         return job
 
     def close(self) -> None:
-        """Streams need no end."""
+        """Do nothing, because streams need not be ended."""
 
     def wait(self, job: Job) -> None:
         """Let the current stream wait for the phases."""
@@ -196,5 +196,5 @@ class Streams:
 
 
 def runner(phases: Sequence[Phase], device: torch.device) -> Threads | Streams:
-    """Return the runner of the phases beside back-propagation: streams on a GPU, else threads."""
+    """Return what runs the phases during back-propagation: streams on a GPU, else threads."""
     return Streams(phases) if device.type == "cuda" else Threads(phases)

@@ -1,4 +1,4 @@
-"""Which processes share a server (Sec. 4), learnt from the names of their hosts."""
+"""Find out which processes share a server (Sec. 4), by the names of their hosts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def host_name() -> str:
 
 @dataclass(frozen=True)
 class Placement:
-    """The ranks on each server, in ascending order, with servers sorted by lowest rank; ranks may be in any order."""
+    """The ranks on each server, ascending, with servers sorted by lowest rank. A server's ranks may have gaps."""
 
     servers: tuple[tuple[int, ...], ...]
 
     @classmethod
     def gather(cls) -> Placement:
-        """Learn where each process runs; all processes must call this."""
+        """Find out where each process runs. All processes must call this."""
         names: list[str] = [""] * dist.get_world_size()
         dist.all_gather_object(names, host_name())
         ranks = {
@@ -34,11 +34,11 @@ class Placement:
 
     @property
     def in_blocks(self) -> bool:
-        """Whether each server has consecutive ranks, as with all launchers except in Slurm's cyclic order."""
+        """Whether each server has consecutive ranks, as with every launcher except Slurm's cyclic distribution."""
         return [rank for ranks in self.servers for rank in ranks] == list(range(sum(self.sizes)))
 
     def of(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the ranks of this rank's server, and the ranks at its place in all servers (of equal size)."""
+        """Return the ranks of this rank's server, and the ranks at the same place in all servers (of equal size)."""
         inside = next(ranks for ranks in self.servers if rank in ranks)
         place = inside.index(rank)
         return inside, tuple(ranks[place] for ranks in self.servers)

@@ -1,4 +1,4 @@
-"""Say in one line what makes other sums after a restart than before it, and so other last bits."""
+"""Say in one line what changes sums, and so their last bits, at a restart."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lbsgd.config.aggregation import Choice
 from lbsgd.config.keypath import BUCKET, DEFAULT_BUCKET, get
 from lbsgd.units import counted
 
-# Keys of the JSON on which the last bits of sums depend, with DeepSpeed's defaults: on any number of processes, on
-# several, and on several whose gradients DeepSpeed's ZeRO reduces.
+# The JSON's keys on which the last bits of sums depend, with DeepSpeed's defaults: on any number of processes, on
+# several processes, and on several processes whose gradients DeepSpeed's ZeRO reduces.
 ALONE = {"train_micro_batch_size_per_gpu": None, "zero_optimization.stage": 0, "data_types.grad_accum_dtype": None}
 TOGETHER = {"gradient_predivide_factor": 1.0, "prescale_gradients": False, "communication_data_type": None}
 BUCKETS = {
@@ -27,7 +27,7 @@ Saved = dict[str, Any]  # a choice as plain data, with the servers, the size of 
 
 
 def saved_choice(engine) -> Saved | None:
-    """Return what a checkpoint keeps of the aggregation; None for DeepSpeed's own reduction."""
+    """Return what a checkpoint keeps of the aggregation, None for DeepSpeed's own reduction."""
     aggregation = engine.aggregation
     if aggregation is None:
         return None
@@ -40,22 +40,22 @@ def saved_choice(engine) -> Saved | None:
 
 
 def tell_of_another_order(engine, saved: Saved | None, worlds: tuple[int, int], say: Callable[[str], None]) -> None:
-    """Say in one line if gradients are summed in another order than before a restart, and so to other last bits.
+    """Say in one line if gradients are summed in another order than before a restart, which changes the last bits.
 
-    saved     the result of `saved_choice` then; None also for a checkpoint from before aggregation existed
+    saved     the result of `saved_choice` then; None also if the checkpoint is older than aggregation
     worlds    world size then and now
     """
     before, now = worlds
     if before != now:
         say(f"resuming on {counted(now, 'process')} instead of {before}: last bits may differ")
-    elif now > 2 and not same_order(saved, saved_choice(engine)):  # the sum of two has one order
+    elif now > 2 and not same_order(saved, saved_choice(engine)):  # a sum of two has only one order
         say("gradients are aggregated otherwise than before the restart: last bits may differ")
 
 
 def say_other_sums(engine, before: Mapping[str, Any], now: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Say in one line which keys of the JSON make other sums than before the restart, on as many processes.
+    """Say in one line which of the JSON's keys change sums at a restart on the same number of processes.
 
-    `tell_of_another_order` speaks of the kind of aggregation, and of the buckets of lbsgd's own.
+    `tell_of_another_order` reports the kind of aggregation, and the buckets of lbsgd's own.
     """
     defaults = ALONE if dist.get_world_size() == 1 else ALONE | TOGETHER
     if dist.get_world_size() > 2 and engine.aggregation is None and get(now, "zero_optimization.stage"):
@@ -72,12 +72,12 @@ def same_order(one: Saved | None, other: Saved | None) -> bool:
 
 
 def order_of(saved: Saved) -> Any:
-    """Return what decides the order: the ranks by their position in a tree; otherwise buckets and backend, too."""
-    saved = {"backend": "gloo", **saved}  # older checkpoints are of CPUs
+    """Return what decides the order: in a tree, the ranks by position; otherwise also buckets and backend."""
+    saved = {"backend": "gloo", **saved}  # older checkpoints are from CPUs
     choice = Choice(saved["hierarchy"], saved["between"], saved["inside"])
     if choice.is_tree:
         ranks = [rank for server in saved["servers"] for rank in server]
         return sorted(ranks) if choice.hierarchy == "flat" else ranks
-    if choice.hierarchy == "flat" and saved["backend"] == "gloo":  # NCCL looks at hosts
+    if choice.hierarchy == "flat" and saved["backend"] == "gloo":  # NCCL's order depends on hosts
         del saved["servers"]
     return saved
