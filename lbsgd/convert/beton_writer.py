@@ -181,7 +181,7 @@ def _metadata(stored: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def page_size(side: int, largest_source: int, raw: bool) -> int:
     """Return a power of two that holds any image: side x side pixels, or less if the source files are small.
 
-    The estimate for JPEGs is that they become at most four times as large as the largest source file.
+    JPEGs are assumed to become at most four times as large as the largest source file.
     """
     needed = 3 * side * side if raw else min(3 * side * side, 4 * largest_source)
     return min(MAX_PAGE, max(MIN_PAGE, 1 << (needed - 1).bit_length()))

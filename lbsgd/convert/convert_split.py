@@ -79,7 +79,7 @@ def convert_split(
 
 
 def _kept_bytes(images: Images, settings: Settings, page_size: int) -> int:
-    """Return the most bytes that one image may be kept in."""
+    """Return the largest size, in bytes, at which an image may be kept."""
     most = 3 * settings.side**2 if settings.raw_fraction else int(images.sizes.max())
     return max(1, min(most, page_size))
 
@@ -149,7 +149,7 @@ class ChunkConverter:
 
 
 class Commits:
-    """Forces the work to the disk every `seconds`, in a thread, so that the conversion goes on meanwhile.
+    """Forces the work to the disk every few seconds, in a thread, so that the conversion goes on meanwhile.
 
     The next call raises an OSError of the thread. Leaving the context waits for the thread, because the next conversion
     in the folder may begin then. If there was no exception, leaving also commits the rest.

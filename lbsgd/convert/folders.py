@@ -85,7 +85,7 @@ class _Walk:
             for entry in entries:
                 path = f"{place}/{entry.name}" if place else entry.name
                 if entry.is_symlink() and not folder_reason(entry.name):
-                    followed(self.folder / path)  # raises if it is broken: it may have been a class folder
+                    followed(self.folder / path)  # raises if broken: any broken link may have been a class folder
                 if not _is_folder(entry):
                     self._add_file(path, class_name)
                 elif reason := folder_reason(entry.name):

@@ -12,7 +12,7 @@ from lbsgd.units import shortened
 
 COUNTED = re.compile(r"(?P<number>\d+)-of-(?P<total>\d+)")
 NUMBERED = re.compile(r"(?:^|[-_.]|train|val|validation)(?P<number>\d+)(?P<total>)(?:\.\w+)*$")
-FIRST_YEAR = 1000  # if the lowest number is at least this, without a leading zero, it is a year or date and no count
+FIRST_YEAR = 1000  # if the lowest number is at least this, without a leading zero, it is a year or date, not a count
 
 
 def refuse_copies(path: Path, names: list[str]) -> None:

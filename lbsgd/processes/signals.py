@@ -88,7 +88,7 @@ def calling(handler: Callable[[int, object], None]) -> Iterator[None]:
 def catch(handler: Callable[[int, object], None] | signal.Handlers) -> dict[signal.Signals, Any]:
     """Give the stop signals this handler, in the main thread. Return the previous handlers.
 
-    SIGHUP, from a closed terminal, stays ignored if it is, as `nohup` asks for it.
+    SIGHUP, which a closed terminal sends, stays ignored if it was, because `nohup` relies on that.
     """
     nohup = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
     return {number: signal.signal(number, handler) for number in STOP_SIGNALS if number not in nohup}

@@ -156,9 +156,9 @@ def newest(folder: Path) -> Path | None:
 def load_newest(folder: Path, identity: dict[str, Any], say: Callable[[str], None]) -> Loaded:
     """Load the newest whole checkpoint.
 
-    say: prints which one it is, and what is wrong with newer ones. Raises CheckpointError that names the first
-    difference if the checkpoint's run has another identity. Also raises it if none is whole, or if this user may not
-    read one: a run that silently resumed from an older one would delete what somebody may still repair.
+    say: prints which one it is, and what is wrong with newer ones. Raises CheckpointError, naming the first difference,
+    if the checkpoint's run has another identity. Also raises it if none is whole, or if this user may not read one: a
+    run that silently resumed from an older one would delete what somebody may still repair.
     """
     damaged: dict[Path, DamagedError] = {}
     for path in reversed(named_at_start(folder)):

@@ -68,7 +68,7 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
     if has_nothing_to_reduce(plan):
         zero["contiguous_gradients"] = False  # else DeepSpeed would copy each gradient there, in its own hook
     if plan.zero_stage in (1, 2) and not config.get("gradient_clipping") and "offload_optimizer" not in zero:
-        # Nothing reads the norm. It makes each update wait for the device, and silently skip gradients that are NaN.
+        # Nothing reads the norm, which makes each update wait for the device, and silently skip gradients that are NaN.
         zero.setdefault("compute_grad_norm", False)
     timers = config.get("timers", {})
     # DeepSpeed's throughput timer, on by default, waits for the GPU at every pass.

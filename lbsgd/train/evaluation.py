@@ -58,13 +58,13 @@ def answering_among(classes: Sequence[int] | None, network: torch.nn.Module) -> 
 
 
 def without_number(found: Mapping[str, Any], judged_by: Sequence[Measure]) -> str | None:
-    """Return the first judging value that is not a number on rank 0, which logs it. All processes must call this."""
+    """Return the first measure whose value is not a number on rank 0, which logs it. All processes must call this."""
     broken = (measure.name for measure in judged_by if not math.isfinite(found.get(measure.key) or 0))
     return from_rank_0(lambda: next(broken, None))
 
 
 def is_due(epoch: float, last: float, every: int, judged_by: Sequence[Measure]) -> bool:
-    """Whether to evaluate an epoch of a run that ends at `last`: every `every` epochs, and all that judge the run."""
+    """Whether to evaluate an epoch of a run that ends at `last`: multiples of `every`, and all that judge the run."""
     counted = LAST_EPOCHS if any(measure.of_run == "median" for measure in judged_by) else 0
     return epoch % every == 0 or epoch >= last or epoch > last - counted
 

@@ -106,7 +106,7 @@ def open_files(
     Raises DataError if FFCV is missing, and ConfigError if in_memory is asked for but the files do not fit.
     """
     try:
-        from lbsgd.data.loaders import EvalLoader, TrainLoader  # imports FFCV for seconds; not for fake data
+        from lbsgd.data.loaders import EvalLoader, TrainLoader  # late, because importing FFCV takes seconds
     except ImportError as error:
         raise missing_ffcv(error) from error
     augmentation, cut = plan.recipe.augmentation, cut_of(plan, processes)

@@ -34,7 +34,7 @@ def watch_pace(
 class _Pace:
     """What the optimizer's steps have seen of the sampler and the scheduler.
 
-    A pass over the sampler that ends between two steps, such as an evaluation or a look at one batch, trains nothing.
+    A pass that begins and ends between two steps, such as an evaluation or a look at one batch, trains nothing.
     """
 
     def __init__(self, scheduler: LargeMinibatchLR, sampler: SharedShuffleSampler, plan: Plan) -> None:

@@ -22,7 +22,7 @@ class Collective(Protocol):
 class Backend:
     """The backend's calls.
 
-    gloo's reduce-scatter takes 12 times as long as its all-reduce. So there each process sends every other its share.
+    gloo's reduce-scatter takes 12 times as long as its all-reduce, so instead each process sends every other its share.
 
     ranks, group: as in `HalvingDoubling`. Lengths of buffers are multiples of the number of ranks.
     """

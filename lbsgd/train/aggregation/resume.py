@@ -55,7 +55,7 @@ def tell_of_another_order(engine, saved: Saved | None, worlds: tuple[int, int], 
 def say_other_sums(engine, before: Mapping[str, Any], now: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Say in one line which of the JSON's keys change sums at a restart on the same number of processes.
 
-    `tell_of_another_order` reports the kind of aggregation, and the buckets of lbsgd's own.
+    `tell_of_another_order` reports the kind of aggregation, and the buckets of lbsgd's own aggregation.
     """
     defaults = ALONE if dist.get_world_size() == 1 else ALONE | TOGETHER
     if dist.get_world_size() > 2 and engine.aggregation is None and get(now, "zero_optimization.stage"):
