@@ -1,4 +1,4 @@
-"""`lbsgd check`: every trap is a finding with code, key, reason and fix; DeepSpeed really refuses what is an error."""
+"""`lbsgd check`: every trap is a finding with code, key, reason and fix. DeepSpeed really refuses each error."""
 
 import copy
 import json
@@ -60,7 +60,7 @@ def test_a_wrong_learning_rate_says_what_it_cost_the_paper(lr, points):
 
 
 def test_corrected_files_are_as_they_should_be():
-    """Each mistake in 8k.json that has one right answer is undone; an intent in the lbsgd block stands."""
+    """Each mistake in 8k.json that has one right answer is undone; the lbsgd block's intent is kept."""
     whole = read_json(FOREIGN.parent.parent.parent / "ds_configs/8k.json")
     undone = 0
     for changes, code, _, _ in WRONG:
@@ -355,7 +355,7 @@ def test_deepspeed_takes_what_is_called_no_error(plain_deepspeed, changes):
     ],
 )
 def test_a_refusal_is_that_of_its_versions(changes, versions):
-    """Asked of the sources of all four with tools/deepspeed_oracle.py."""
+    """Asked with tools/deepspeed_oracle.py and the sources of all four versions."""
     config = with_changes(changes)
     wrong = [v for v in VERSIONS if any(each.severity == "error" for each in findings_of(config, v))]
     assert wrong == versions
@@ -363,7 +363,7 @@ def test_a_refusal_is_that_of_its_versions(changes, versions):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_no_key_of_a_shipped_file_is_unknown_to_a_version(version):
-    """0.16 reads the fp16 block key by key, and most of it only where it is enabled."""
+    """0.16 reads the fp16 block key by key, and most keys only if it is enabled."""
     for path in SHIPPED:
         found = [(each.code, each.key) for each in findings_of(read_json(path), version)]
         assert not {"D02", "D03", "D32"} & {code for code, _ in found}, path
@@ -398,7 +398,7 @@ def test_bf16_sets_the_stage_at_which_gradients_are_reduced_in_float32():
         overrides = Overrides(precision="bf16", settings=() if name == "8k" else ("lbsgd.aggregation=null",))
         plan = Plan.read(SHIPPED_FOLDER / f"{name}.json", 8, overrides=overrides)
         assert (plan.precision, plan.zero_stage, plan.warnings) == ("bf16", 0, ())
-    settings = ("zero_optimization.stage=1",)  # which comes after --precision
+    settings = ("zero_optimization.stage=1",)  # applied after --precision
     plan = Plan.read(SHIPPED_FOLDER / "8k.json", 8, overrides=Overrides(precision="bf16", settings=settings))
     [warning] = plan.warnings
     assert plan.zero_stage == 1 and "zero_optimization.stage" in warning and "D88" in warning
@@ -417,7 +417,7 @@ def test_bf16_takes_what_stage_0_refuses_out_of_the_block():
         ({"enabled": True, "dtype": "bfloat16"}, 1, True),
         ({"enabled": True, "dtype": "bfloat16"}, 2, True),
         ({"enabled": True, "dtype": "bfloat16"}, 0, False),
-        ({"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}, 1, False),  # all in float32
+        ({"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}, 1, False),  # float32 everywhere
         ({"enabled": False, "dtype": "bfloat16"}, 1, False),
     ],
 )
@@ -493,7 +493,7 @@ def test_an_elastic_checkpoint_of_sgd_fails_only_when_it_is_loaded(plain_deepspe
 
 
 def test_deepspeed_takes_what_has_no_error(plain_deepspeed):
-    assert codes(SGD) == ["D55"]  # a note: dead where the program passes an optimizer
+    assert codes(SGD) == ["D55"]  # a note: it is unused if the program passes an optimizer
     plain_deepspeed(SGD)
     assert errors(with_changes({"data_types.zzz": 1})) == []
     plain_deepspeed(
@@ -525,7 +525,7 @@ def test_a_folder_is_the_deepspeed_jsons_in_it(tmp_path, capsys):
         (tmp_path / f"{name}.json").write_text(text)
     (tmp_path / "commented.json").write_text('{"train_batch_size": 8, // images\n}')
     (tmp_path / "theirs.json").write_text('{"name": "x"}', encoding="utf-16")
-    os.mkfifo(tmp_path / "pipe.json")  # to which nobody writes
+    os.mkfifo(tmp_path / "pipe.json")  # without a writer
     assert main(["check", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "inner/ds.json" in out and "commented.json" in out and "2 files" in out
@@ -554,7 +554,7 @@ def test_a_range_of_versions_is_a_table_of_what_changes(tmp_path, capsys):
     assert lines[0][1:] == ["DeepSpeed", "0.16.9,", "0.17.6,", "0.18.9,", "0.19.8"]
     assert ["D01", "elasticity", "-", "-", "-", "error"] in lines
     assert ["D08", "gradient_clipping", "-", "-", "-", "warning"] in lines
-    assert not [line for line in lines if line[:1] == ["D03"]]  # the same in all
+    assert not [line for line in lines if line[:1] == ["D03"]]  # the same in all versions
     assert main(["check", str(path), "--deepspeed", "0.16..0.18"]) == 0
 
 
@@ -596,7 +596,7 @@ def test_fix_writes_the_corrected_file_and_says_what_changed(tmp_path, capsys):
         "zero_allow_untested_optimizer: (none) -> true",
     ):
         assert line in out
-    assert out.count("    fixed ") == 2  # no warning is corrected: DeepSpeed takes these files
+    assert out.count("    fixed ") == 2  # no warning is corrected, because DeepSpeed takes these files
     left = sum(finding.severity == "warning" for finding in findings_of(read_json(path)))
     assert f"2 fixed, left: {left} warnings" in out and f"the file as it was in {path}.orig" in out
     assert errors(read_json(path)) == []
@@ -664,7 +664,7 @@ def test_an_unknown_key_in_the_block_is_answered_by_those_that_are_known_there(k
     ],
 )
 def test_a_value_that_ends_the_flops_profiler_is_an_error(name, good, bad):
-    """Each was tried with DeepSpeed 0.19.8, where bad ones end the first updates in a TypeError."""
+    """Each was tried with DeepSpeed 0.19.8, in which bad values end the first updates with a TypeError."""
     for values, expected in ((good, 0), (bad, 1)):
         for value in values:
             config = {"train_batch_size": 4, "flops_profiler": {"enabled": True, name: value}}
@@ -867,7 +867,7 @@ KEPT = ("ds.json.orig", "ds.json.orig.2", "ds.json.orig.3")
 
 
 def test_a_removed_optimizer_is_not_replaced(tmp_path):
-    """Its arguments go with it, and which of them were meant for its successor nobody can say."""
+    """Its arguments go with it, because it is unknown which of them were meant for its successor."""
     params = {"lr": 2e-4, "freeze_step": 250, "cuda_aware": False}
     path = tmp_path / "one_bit.json"
     path.write_text(json.dumps({"train_batch_size": 4, "optimizer": {"type": "OneBitAdam", "params": params}}))
@@ -877,7 +877,7 @@ def test_a_removed_optimizer_is_not_replaced(tmp_path):
 
 def test_fix_leaves_a_file_without_errors_as_it_was_to_the_byte(tmp_path):
     path = tmp_path / "ours.json"
-    path.write_text(json.dumps(edited()))  # laid out otherwise than the tool would
+    path.write_text(json.dumps(edited()))  # not laid out as the tool would
     before = path.read_bytes()
     assert main(["check", "--fix", str(path)]) == 0 and path.read_bytes() == before
 
@@ -938,7 +938,7 @@ WHICH = st.integers(0, len(BASES) - 1)
 
 @st.composite
 def broken_configs(draw):
-    """Any object, or a real file with anything at all in a few of its places."""
+    """Any object, or a real file with anything in some of its places."""
     if draw(st.integers(0, 3)) == 0:
         return draw(st.dictionaries(words, values, max_size=6))
     which = draw(WHICH)
@@ -1040,7 +1040,7 @@ def test_a_pipe_is_read_once(arguments, head, words, capsys):
     main([*arguments, f"/dev/fd/{read}"])
     os.close(read)
     out = capsys.readouterr().out
-    assert words in out and not any(code in out for code in ("J01", "D49"))  # of an empty file
+    assert words in out and not any(code in out for code in ("J01", "D49"))  # for an empty file
 
 
 SWITCHES = [

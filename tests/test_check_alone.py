@@ -1,4 +1,4 @@
-"""`lbsgd check` needs rich and pydantic and nothing else: no torch, no DeepSpeed, no numpy."""
+"""`lbsgd check` needs only rich and pydantic: no torch, no DeepSpeed, no numpy."""
 
 import json
 import subprocess

@@ -1,7 +1,7 @@
-"""`lbsgd check` against DeepSpeed itself: an error where DeepSpeed refuses or does not train, none where it trains.
+"""`lbsgd check` against DeepSpeed: an error where DeepSpeed refuses or does not train, none where it trains.
 
-DeepSpeed answers in processes of its own (tools/deepspeed_oracle.py), a disagreement twice before it counts. What one
-CPU cannot answer is left out, with its reason, by deepspeed_jsons.unanswerable.
+DeepSpeed answers in separate processes (tools/deepspeed_oracle.py), and a disagreement counts only if it repeats. What
+one CPU cannot answer is left out, with its reason, by deepspeed_jsons.unanswerable.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ PATCHES = {"0.16": "0.16.9", "0.17": "0.17.6", "0.18": "0.18.9"}
 
 
 def refusals(configs, version=None):
-    """Ask DeepSpeed about JSONs in one process: why it refuses each, "" where it trains."""
+    """Ask DeepSpeed about JSONs in one process. Return why it refuses each; "" if it trains."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if version in PATCHES:
         environment["PYTHONPATH"] = str(Path(SOURCES) / f"deepspeed-{PATCHES[version]}")
@@ -41,7 +41,7 @@ def has_error(config, version=None):
 
 
 def disagreements(configs, answers, version=None):
-    """Return each JSON on which check and DeepSpeed disagree, asked again in a fresh process, and what each says."""
+    """Return the JSONs on which check and DeepSpeed disagree, asked again in a new process, and what each says."""
     found = [config for config, why in zip(configs, answers, strict=True) if bool(why) != has_error(config, version)]
     again = [(config, refusals([config], version)[0]) for config in found]
     return [said(config, why, version) for config, why in again if bool(why) != has_error(config, version)]
@@ -58,7 +58,7 @@ def answerable(number, seed):
 
 @pytest.fixture(scope="module")
 def asked():
-    """320 JSONs, and what DeepSpeed says to each."""
+    """320 JSONs, and DeepSpeed's answer to each."""
     configs = [*REPORTED, *answerable(350, seed=10)][:320]
     return configs, refusals(configs)
 
@@ -93,7 +93,7 @@ def test_check_and_earlier_versions_agree_on_a_thousand(version):
 
 
 def test_fix_leaves_what_deepspeed_takes_and_loses_no_number(asked):
-    """After --fix DeepSpeed takes whatever it took before, and every number still stands somewhere."""
+    """After --fix DeepSpeed takes whatever it took before, and the file still has every number."""
     mended = []
     for config, why in zip(*asked, strict=True):
         after = corrected(config)
@@ -107,7 +107,7 @@ def test_fix_leaves_what_deepspeed_takes_and_loses_no_number(asked):
 
 
 def numbers(config):
-    """Return all numbers in a JSON, those in quotation marks included."""
+    """Return all numbers in a JSON, including those in quotation marks."""
     found = Counter()
     for value in config.values():
         if isinstance(value, dict):
@@ -121,7 +121,7 @@ def numbers(config):
 
 
 DELETED_RULES = (
-    "D01 D06 D18 D26 D29 D31 D35 D36 D45 D47 D48 D49 D70 D71 D72 D89 D92 D93 D94 D95"  # one JSON at least for each
+    "D01 D06 D18 D26 D29 D31 D35 D36 D45 D47 D48 D49 D70 D71 D72 D89 D92 D93 D94 D95"  # each has at least one JSON
 ).split()
 
 

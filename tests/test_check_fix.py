@@ -1,4 +1,4 @@
-"""`lbsgd check --fix` changes what has one right answer: no number is lost, no block, no letter."""
+"""`lbsgd check --fix` corrects what has one right answer, without losing a number, a block or a letter."""
 
 import json
 
@@ -17,7 +17,7 @@ BUCKET = "zero_optimization.reduce_bucket_size"
 
 
 def changed(**values):
-    """8k.json with values at key paths, blocks made on the way."""
+    """8k.json with values at key paths; missing blocks are added."""
     config = edited()
     for key, value in values.items():
         put(config, key.replace("__", "."), value)
@@ -134,7 +134,7 @@ def renamed_block(name, **beside):
 
 @pytest.mark.parametrize("name", ["lbsg", "Lbsgd", "LBSGD", "lbsgd_"])
 def test_a_misspelt_lbsgd_block_is_an_error_and_the_only_one_that_stops_a_plan(name):
-    """Its values "auto" are none of DeepSpeed's, and nobody should delete it."""
+    """DeepSpeed does not know its values "auto", and it must not be deleted."""
     config = renamed_block(name)
     assert errors(config) == ["R21"] and not {"D02", "D03", "D21"} & {each.code for each in findings_of(config)}
     with pytest.raises(ConfigError, match=rf"^the configuration: {name} .*; rename it to lbsgd \[R21\]$") as refused:
@@ -160,14 +160,14 @@ def test_a_second_block_beside_ours_is_a_warning(name):
     ],
 )
 def test_a_block_that_is_no_recipe_is_another_program_s(block):
-    """Such as Local SGD's: its DeepSpeed JSON stays as it is."""
+    """For example Local SGD's. Its DeepSpeed JSON stays as it is."""
     config = {"train_batch_size": 8, "gradient_clipping": 1.0, **block}
     assert errors(config) == [] and corrected(config) == config
     assert [each.code for each in findings_of(config) if each.key in block] == ["D03"]
 
 
 def test_no_number_is_derived_from_a_batch_that_is_refused():
-    """250 images are no whole number of workers: they say nothing of the learning rate, nor that warmup must go."""
+    """250 images are no whole number of workers: no learning rate follows from them, nor that warmup must go."""
     config = changed(train_batch_size=250)
     assert errors(config) == ["R02"] and corrected(config) == config
     with pytest.raises(ConfigError, match="use 224 or 256"):

@@ -1,4 +1,4 @@
-"""What the entries of `lbsgd check` say about DeepSpeed is what DeepSpeed does, with this optimizer and scheduler."""
+"""DeepSpeed does what the entries of `lbsgd check` say about it, with the optimizer and scheduler of each entry."""
 
 import pytest
 from processes import in_processes
@@ -15,7 +15,7 @@ def severity(config, code):
 
 @pytest.fixture
 def weights_after(monkeypatch):
-    """Train Linear(4, 2), whose gradients are 1, and return its bias after each update, minus the first."""
+    """Train Linear(4, 2), whose gradients are 1. Return its bias after each update, minus the first."""
     import deepspeed
     import torch
     from deepspeed.accelerator import get_accelerator

@@ -1,4 +1,4 @@
-"""`lbsgd check` judges a value as DeepSpeed reads it, and lets no nonsense pass to a plan or a run."""
+"""`lbsgd check` judges a value as DeepSpeed reads it, and lets no nonsense reach a plan or a run."""
 
 import copy
 import inspect
@@ -27,7 +27,7 @@ SGD = {"type": "SGD", "params": {"lr": 0.1}}
 
 
 def with_value(config, key, value):
-    """A copy with a value at a key path, blocks made on the way."""
+    """A copy with a value at a key path; missing blocks are added."""
     config = copy.deepcopy(config)
     put(config, key, value) if value is not None else put(config, key, NULL)
     return json.loads(json.dumps(config).replace(json.dumps(NULL), "null"))
@@ -37,7 +37,7 @@ NULL = "null, which put would delete"
 
 
 def found(config, key):
-    """Code and severity of all that is said about a key."""
+    """Code and severity of all findings about a key."""
     return [(each.code, each.severity) for each in findings_of(config) if each.key == key]
 
 
@@ -149,10 +149,10 @@ def test_a_value_that_can_be_used_is_no_error(key, value):
     [
         ({"optimizer": {"type": "AdamW", "params": {"lr": 1e12}}}, "optimizer.params.lr"),
         ({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 10**30]}}}, "optimizer.params.betas"),
-        ({"optimizer": {"params": {"lr": 1e12}}}, None),  # a dead block
+        ({"optimizer": {"params": {"lr": 1e12}}}, None),  # an unused block
         ({"scheduler": {"type": "StepLR", "params": {"step_size": 10**30}}}, None),
         ({"scheduler": {"type": "StepLR", "params": {"step_size": 10**400}}}, "scheduler.params.step_size"),
-        ({"zero_optimization": {"stage": 0, "reduce_bucket_size": 10**13}}, None),  # there is none
+        ({"zero_optimization": {"stage": 0, "reduce_bucket_size": 10**13}}, None),  # stage 0 has no such bucket
         ({"zero_optimization": {"stage": 3, "reduce_bucket_size": 10**13}}, "zero_optimization.reduce_bucket_size"),
         ({"aio": {"block_size": "1MB"}}, None),
         (
@@ -177,24 +177,24 @@ def test_a_batch_below_one_worker_is_told_one_number_that_fits():
 # --- the sweep --------------------------------------------------------------------------------------------------------
 
 NONSENSE = ("abc", "", -1, 1e30, 10**30, [], {}, "1e-3", float("nan"))
-UNHARMED = {  # nonsense that no run is harmed by
+UNHARMED = {  # nonsense that harms no run
     "fp16.loss_scale_window": [10**30],  # the scale never rises
-    "fp16.loss_scale": ["1e-3"],  # which DeepSpeed takes for a number
+    "fp16.loss_scale": ["1e-3"],  # DeepSpeed reads it as a number
     "lbsgd.purpose": ["abc", "1e-3"],
     "lbsgd.decay.epochs": [[]],
     "data_types.keep_in_fp32_modules": [[]],
-    "torch_autocast.lower_precision_safe_modules": ["abc", "", [], {}, "1e-3"],  # which is off
-    "zero_optimization.allgather_bucket_size": [10**30],  # weights are gathered at once
-    "flops_profiler.profile_step": [-1, 1e30, 10**30, float("nan")],  # which no update is
-    "flops_profiler.module_depth": [-1],  # all of it
+    "torch_autocast.lower_precision_safe_modules": ["abc", "", [], {}, "1e-3"],  # the block is off
+    "zero_optimization.allgather_bucket_size": [10**30],  # all weights are gathered at once
+    "flops_profiler.profile_step": [-1, 1e30, 10**30, float("nan")],  # never reached by an update
+    "flops_profiler.module_depth": [-1],  # all depths
     "flops_profiler.top_modules": [-1, 10**30],
-    "flops_profiler.recompute_fwd_factor": [-1, 1e30, 10**30, float("nan")],  # of a number that is printed
-    "flops_profiler.output_file": ["abc", "", [], {}, "1e-3"],  # an empty one is none
+    "flops_profiler.recompute_fwd_factor": [-1, 1e30, 10**30, float("nan")],  # only changes a number that is printed
+    "flops_profiler.output_file": ["abc", "", [], {}, "1e-3"],  # an empty name means no file
 }
 
 
 def leaves(config, path=""):
-    """Key paths of all values that are no blocks."""
+    """Key paths of all values that are not blocks."""
     for key, value in config.items():
         yield from leaves(value, f"{path}{key}.") if isinstance(value, dict) else [f"{path}{key}"]
 
@@ -206,7 +206,7 @@ def swept():
     return sorted({*leaves(edited()), *(f"lbsgd.{key}" for key in leaves(whole)), *unchecked})
 
 
-LEFT_OUT = ("autotuning", "expert_parallel", "optimizer", "scheduler")  # D40; its own checks, where it is on; above
+LEFT_OUT = ("autotuning", "expert_parallel", "optimizer", "scheduler")  # D40; its own checks, if enabled; above
 
 
 @pytest.mark.parametrize("key", swept())
@@ -368,7 +368,7 @@ def test_a_scheduler_of_another_case_is_corrected(name, meant):
 
 
 def test_plain_deepspeed_reads_whole_floats_as_whole_numbers(tmp_path):
-    """By hjson, which a program that reads the file with Python's json does not use."""
+    """It uses hjson. A program that reads the file with Python's json sees floats."""
     path = tmp_path / "ds.json"
     warm = {"warmup_min_lr": 0.01, "warmup_max_lr": 0.1, "warmup_num_steps": 1000.0, "warmup_type": "linear"}
     path.write_text(json.dumps({**PLAIN, "optimizer": SGD, "scheduler": {"type": "WarmupLR", "params": warm}}))

@@ -1,4 +1,4 @@
-"""A checkpoint is complete or absent, says when a file is not as it was written, and names what does not match."""
+"""A checkpoint is complete or absent, tells whether a file has changed, and names what does not match."""
 
 import json
 import random
@@ -95,7 +95,7 @@ def test_folders_that_all_lack_their_manifest_are_named_rather_than_taken_for_no
     damaged = [saved(tmp_path, iteration) for iteration in (1, 2)]
     for path in damaged:
         (path / "manifest.json").unlink()
-    assert checkpoint.newest(tmp_path) == damaged[1]  # so a resumed run does not start anew
+    assert checkpoint.newest(tmp_path) == damaged[1]  # so a resumed run does not start from scratch
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load_newest(tmp_path, {"seed": 0}, print)
     assert all(str(path / "manifest.json") in str(caught.value) for path in damaged) and "\n" not in str(caught.value)
@@ -103,7 +103,7 @@ def test_folders_that_all_lack_their_manifest_are_named_rather_than_taken_for_no
 
 
 def test_whole_checkpoints_do_not_make_room_for_folders_without_manifest(tmp_path):
-    """A save keeps the newest three that may be whole, its own among them, however many of these are newer."""
+    """A save keeps the newest three that may be whole, including its own, however many newer folders there are."""
     for iteration in (6, 7, 8):
         (saved(tmp_path, iteration) / "manifest.json").unlink()
     for iteration in (1, 2, 3, 4):
@@ -184,7 +184,7 @@ PLAN = {"plan": {"precision": "fp32"}}
     "saved, here, words",
     [
         ({"precision": "fp32", "decoder": "ours"}, {"precision": "fp32", "decoder": "ours"}, ""),
-        ({}, {"precision": "fp32", "decoder": "ours"}, ""),  # of an earlier lbsgd, which kept the precision elsewhere
+        ({}, {"precision": "fp32", "decoder": "ours"}, ""),  # from an older lbsgd, which kept the precision elsewhere
         ({}, {"precision": "bf16", "decoder": "ours"}, 'precision is "fp32" there and "bf16" here'),
         ({"decoder": "ours"}, {"decoder": "FFCV's"}, 'decoder is "ours" there and "FFCV\'s" here'),
         ({"precision": "fp32", "decoder": "ours", "data": "a"}, {}, ""),  # --evaluate_only
@@ -193,8 +193,8 @@ PLAN = {"plan": {"precision": "fp32"}}
             {"model": "resnet50", "network": {}},
             r"run \(resnet8 there, resnet50 here\): network.0.weight is \[24, 3, 3, 3\] there and none here",
         ),
-        ({"model": "mine", "network": {}}, {"model": "renamed", "network": {}}, ""),  # a name is no weight
-        ({"network": {}}, {"model": "resnet50", "network": {}}, ""),  # of an earlier lbsgd
+        ({"model": "mine", "network": {}}, {"model": "renamed", "network": {}}, ""),  # the name is no weight
+        ({"network": {}}, {"model": "resnet50", "network": {}}, ""),  # from an older lbsgd
     ],
 )
 def test_a_run_goes_on_in_its_precision_and_with_its_decoder(tmp_path, saved, here, words):
@@ -260,7 +260,7 @@ def test_weights_of_other_floats_and_complex_ones_of_a_complex_network_are_taken
 
 
 def test_weights_without_counters_of_batches_are_taken(tmp_path):
-    """As in torchvision's old files."""
+    """As torchvision's old files are."""
     network = torch.nn.BatchNorm2d(3)
     weights = {name: value + 1 for name, value in network.state_dict().items() if name != "num_batches_tracked"}
     put_weights(network, weights, tmp_path / "w.pt")
@@ -284,7 +284,7 @@ def nested():
         (
             b"<!DOCTYPE html>",
             "was not written by torch.save, as it begins with b'<!DOCTYP'",
-        ),  # of a download that failed
+        ),  # a failed download
         (b"", "was not written by torch.save, as it begins with b''"),
         (b"PK\x03\x04 no zip", "cannot be read as weights"),
         *(
@@ -320,8 +320,8 @@ def test_the_second_of_a_pair_of_normal_numbers_comes_back(monkeypatch):
     drawn = [np.random.normal(), random.gauss(0, 1), np.random.rand()]
     restore_random_states(states, rank=0)
     assert [np.random.normal(), random.gauss(0, 1), np.random.rand()] == drawn
-    del states["normal.0"]  # a checkpoint of an earlier version
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # here, and not where it was saved
+    del states["normal.0"]  # as in a checkpoint of an older version
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # here, but not where it was saved
     restore_random_states(states, rank=0)
 
 
@@ -357,7 +357,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused_by_its_key(tmp_path, key, 
 
 
 def test_a_checkpoint_of_another_global_batch_is_refused_though_its_lr_is_the_same(tmp_path):
-    """As by the rule "fixed" of Table 2a, where the recipe is the same and so is every learning rate."""
+    """For example by the rule "fixed" of Table 2a, where recipe and learning rates are the same."""
     now = recipe()
     identity = Plan.read(now, 1).identity()
     assert identity["global_batch"] == now["train_batch_size"]

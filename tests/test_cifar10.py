@@ -1,4 +1,4 @@
-"""CIFAR-10's own archive, made small: pickles as its authors wrote them become the very pixels and labels."""
+"""CIFAR-10's own archive in small: pickles as its authors wrote them become the same pixels and labels."""
 
 import gzip
 import io
@@ -20,7 +20,7 @@ NAMES = [b"airplane", b"automobile", b"bird"]
 
 
 def archive(path, batches, meta=None):
-    """cifar-10-python.tar.gz with some images a batch; the pickles are of protocol 2, as Python 2 wrote them."""
+    """cifar-10-python.tar.gz with some images per batch. The pickles use protocol 2, as Python 2 wrote them."""
     with tarfile.open(path, "w:gz") as tar:
         folder = tarfile.TarInfo(FOLDER)
         folder.type = tarfile.DIRTYPE
@@ -44,7 +44,7 @@ def test_every_image_is_a_png_of_its_pixels_in_its_class(tmp_path):
     assert (len(source.train), len(source.val)) == (15, 3)
     assert source.train.classes == ["airplane", "automobile", "bird"] and source.val.labels.tolist() == [0, 1, 2]
     with tarfile.open(source.train.container) as tar:
-        pixels = np.asarray(Image.open(tar.extractfile("train/automobile/00004.png")))  # the second of the second batch
+        pixels = np.asarray(Image.open(tar.extractfile("train/automobile/00004.png")))  # second of the second batch
     red, green, blue = batches["data_batch_2"][b"data"][1].reshape(3, 32, 32)
     assert (pixels == np.stack([red, green, blue], axis=-1)).all()
 
@@ -78,7 +78,7 @@ def test_a_damaged_or_hostile_archive_is_refused(tmp_path, change, reason):
 
 @pytest.mark.parametrize("place", [-8, -3, 30_000])
 def test_a_flipped_bit_of_the_download_is_found_by_the_checksum_of_gzip(tmp_path, place):
-    """Pixels are stored as they are, so that a bit in them disturbs nothing but the checksum."""
+    """Pixels are stored as they are, so a flipped bit in them changes only the checksum."""
     path = archive(tmp_path / "cifar-10-python.tar.gz", small_batches())
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=0))
     content = bytearray(path.read_bytes())
@@ -91,7 +91,7 @@ def test_a_flipped_bit_of_the_download_is_found_by_the_checksum_of_gzip(tmp_path
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_what_is_told_of_a_hostile_archive_takes_no_memory(tmp_path, mode):
-    """A name of 3 GB, of which a sparse or a compressed file takes nothing."""
+    """A name of 3 GB, which takes no space in a sparse or compressed file."""
     path = tmp_path / "x.tar"
     name = tarfile.TarInfo("././@LongLink")
     name.type, name.size = tarfile.GNUTYPE_LONGNAME, 3 << 30

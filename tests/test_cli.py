@@ -82,7 +82,7 @@ def test_the_picture_in_the_terminal_rises_holds_and_falls_by_tens(capsys):
     rows = [line.split("┤")[1] for line in capsys.readouterr().out.splitlines() if "┤" in line]
     assert len(rows) == 9 and all(len(row) == 72 for row in rows)
     heights = [sum(" ▁▂▃▄▅▆▇█".index(row[column]) for row in rows) for column in range(72)]
-    assert heights[:4] == sorted(heights[:4])  # 5 of 90 epochs are 4 columns
+    assert heights[:4] == sorted(heights[:4])  # 5 of 90 epochs take 4 columns
     assert heights[3] < heights[10] == max(heights)
     drops = [column for column in range(5, 72) if heights[column] < heights[column - 1]]
     assert drops == [24, 48, 64]  # epochs 30, 60 and 80
@@ -116,7 +116,7 @@ def test_plan_shows_any_shipped_file_on_any_machine(capsys, arguments, words):
 
 
 def test_no_column_is_cut_where_no_terminal_gives_a_width():
-    """Rich takes a pipe for 80 columns, and cuts what does not fit: `0.0682221 to 16.3…`."""
+    """Rich assumes 80 columns for a pipe and cuts what does not fit: `0.0682221 to 16.3…`."""
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     for variables in ({}, {"TERM": "dumb"}, {"COLUMNS": "40"}):
         done = subprocess.run(
@@ -157,7 +157,7 @@ def test_without_gpus_as_many_take_the_global_batch_in_one_pass_or_those_that_fl
 
 
 def printing_into(stream, arguments, buffered):
-    """Run the command with its output into a stream, which Python writes at once or when a buffer is full."""
+    """Run the command with its output into a stream, which Python flushes after each write or when a buffer is full."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(
         [sys.executable, *([] if buffered else ["-u"]), "-m", "lbsgd", *arguments],
@@ -250,7 +250,7 @@ def test_what_is_wrong_in_every_version_of_deepspeed_is_printed(tmp_path, capsys
     blocks = '"elasticity": {}, "fp16": {"enabled": "maybe"}, "zero_optimization": {"stage": 9}'
     path.write_text(f'{{"train_batch_size": 8, "gradient_clipping": 0.0, {blocks}}}')
     errors = [each for each in findings_of(read_json(path), "0.19") if each.severity == "error"]
-    found = [each for each in errors if each.key != "elasticity"]  # which 0.18 still knows
+    found = [each for each in errors if each.key != "elasticity"]  # which 0.18 still accepts
     assert main(["check", str(path), "--deepspeed", "0.18..0.19"]) == 1
     out = capsys.readouterr().out.splitlines()
     assert len(found) > 1 and out[-len(found) - 1].endswith(f"the same in all, {len(found)} errors:")
@@ -309,7 +309,7 @@ def test_no_time_is_computed_with_the_speed_of_another_network(capsys, arguments
     out = capsys.readouterr().out
     assert out.count(NOT_ITS_SPEED) == 1
     assert not any(word in out for word in ("compute:", "the run:", "efficiency", "with overlap", "images/s"))
-    assert "aggregation" in out and "reduced:" in out  # what does not depend on it
+    assert "aggregation" in out and "reduced:" in out  # these do not depend on it
     assert main(["plan", *file, *flags, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["images_per_second"] is None and set(plan["prediction"]["ring"]) == {
@@ -367,7 +367,7 @@ def test_the_backend_that_jupyter_gives_each_command_draws_nothing_here(command,
 
 
 def test_a_name_that_looks_like_mathematics_or_is_no_text_is_drawn(tmp_path, capsys):
-    """Matplotlib takes what stands between two dollars for TeX."""
+    """Matplotlib parses text between two dollars as TeX."""
     for name in (r"a$\foo$b.json", "run$1 $_.json", os.fsdecode(b"a\xff.json"), "a\x01\n.json"):
         (tmp_path / name).write_text(Path(EIGHT_K).read_text())
         assert main(["plan", str(tmp_path / name), "--png", str(tmp_path / "a.svg")]) == 0
@@ -466,7 +466,7 @@ def test_a_flag_refuses_anything_else(kind, refused, reason):
 
 
 def starts_in_half_a_second(*command):
-    """Whether one of five runs does or, where others use the cores too, takes six times what pydantic and rich take."""
+    """Whether one of five runs does or, on a busy machine, takes at most six times as long as pydantic and rich."""
 
     def limit():
         return 6 * cpu_seconds("-c", "import pydantic, rich.console")  # 0.12 s beside 0.41 s for a check of 31 files
@@ -537,7 +537,7 @@ def test_help_fits_the_terminal_and_fills_it(command, columns, monkeypatch, caps
     lines = text.splitlines()
     assert max(map(len, lines)) <= columns, max(lines, key=len)
     assert text.split() == help_in(1000).split()
-    paragraph = text.split("\n\n")[1].splitlines()  # what follows could not have stood in the line before
+    paragraph = text.split("\n\n")[1].splitlines()  # the next word would not have fitted into the line before
     assert all(len(line) + 1 + len(after.split()[0]) > columns - 2 for line, after in pairwise(paragraph))
 
 
@@ -649,7 +649,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"), key=lambda path: path.name)
 
 
 def commands_in(text):
-    """Return the words of each command that a reader would paste: four spaces in, on to the last backslash."""
+    """Return the words of each command that a reader would paste: indented by four spaces, up to the last backslash."""
     text = text.replace("\\\n", " ")
     return [
         shlex.split(line, comments=True)
@@ -667,7 +667,7 @@ def test_the_commands_of_a_recipe_can_be_pasted_from_its_help(recipe, width, mon
     helped = OneLineParser(description=docstring).format_help()
     meant = commands_in(source.partition('"""')[2].partition('"""')[0])
     assert commands_in(helped) == meant and all(len(command) > 1 for command in meant)
-    assert not re.search(r"\S {2,}-", helped.partition("options:")[0])  # the hole of a swallowed end of line
+    assert not re.search(r"\S {2,}-", helped.partition("options:")[0])  # a gap left by a joined line
 
 
 def test_each_item_of_a_list_begins_a_line_of_help(monkeypatch):

@@ -1,4 +1,4 @@
-"""Waiting for data is time in which the device has nothing to do, and not time in which the host has nothing to do."""
+"""Waiting for data is the time in which the device has nothing to do, not the time in which the host has none."""
 
 import pytest
 import torch
@@ -6,11 +6,11 @@ from simulated_gpu import SimulatedGpu
 
 from lbsgd.train.clock import Clock, HostEvent, Waits, events_of
 
-LAUNCH = 0.001  # seconds in which the host queues an update
+LAUNCH = 0.001  # seconds that the host takes to queue an update
 
 
 def trained(seconds_per_batch, seconds_per_update, updates=100):
-    """Return the share that a run waits when its loader and its device take so long."""
+    """Return the share of time that a run waits if its loader and its device take this long."""
     gpu = SimulatedGpu()
     clock = Clock(gpu.event)
 
@@ -66,7 +66,7 @@ def test_events_are_used_again():
     clock, source = Clock(event), iter(range(100))
     for _ in range(100):
         clock.next_of(source)
-    assert len(made) == 3  # the first wait of all is not counted
+    assert len(made) == 3  # the very first wait does not count
 
 
 def test_waits_that_are_over_are_counted_and_not_kept_even_if_nobody_asks():

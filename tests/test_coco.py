@@ -1,4 +1,4 @@
-"""COCO's annotations as people have them: what is used, what is left out, and every error in one line with the name."""
+"""COCO's annotations as found in practice: what is used, what is left out, and each error in one line with the name."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture
 def changed(scenes, tmp_path):
-    """A copy whose training annotations a test changes: changed(function of the parsed file)."""
+    """Returns a copy whose training annotations the test changes: changed(function of the parsed file)."""
     shutil.copytree(scenes, tmp_path / "copy")
     path = tmp_path / "copy" / "annotations" / "instances_train.json"
 
@@ -137,17 +137,17 @@ def other(key, value):
         (other("iscrowd", None), "its iscrowd is None, neither 0 nor 1"),
         (other("iscrowd", "0"), "its iscrowd is '0', neither 0 nor 1"),
         (other("area", "361"), "its area '361' is no number"),
-        (other("area", -361), "its area -361 is no number from 0 on"),  # an area of no size would leave it out of AP
+        (other("area", -361), "its area -361 is no number from 0 on"),  # it fits no size range
         (rle(counts=[128 * 128 + 5, -5]), "its run lengths are no whole numbers from 0 on"),
         (rle(counts=[1, "2"]), "its run lengths are no whole numbers from 0 on"),
         (rle(counts="8P?oi"), "its run lengths are no text of COCO's"),  # COCOeval hung on it
-        (rle(counts="PY"), "its run lengths are no text of COCO's"),  # a mask AP of 0 that nobody explained
+        (rle(counts="PY"), "its run lengths are no text of COCO's"),  # a mask AP of 0 without an explanation
         (rle(counts="8"), "its run lengths make 8 pixels"),
         (rle(counts="O"), "its run lengths are no whole numbers from 0 on"),  # -1
         (rle(counts=""), "its run lengths make 0 pixels"),
-        (rle(counts="o"), "its run lengths are no text of COCO's"),  # says that it goes on
+        (rle(counts="o"), "its run lengths are no text of COCO's"),  # ends where another digit must follow
         (rle(counts="1é"), "its run lengths are no text of COCO's"),
-        (rle(counts="PPPPPPPPPPPP0"), "its run lengths are no text of COCO's"),  # over 32 bits, where C begins anew
+        (rle(counts="PPPPPPPPPPPP0"), "its run lengths are no text of COCO's"),  # over 32 bits, where C wraps around
         (polygon([[1, 1, 1e8, 1, 1e8, 11, 1, 11]]), "from 1 to 100000000.0, more than 10 sides outside"),
         (polygon([[1, 1, 9, 1, 9, -3e9]]), "from -3000000000.0 to 9, more than 10 sides outside"),
         (polygon([[1, 1, 9, 1, 9, 10**400]]), "a polygon has 1000.*0 in place of a number"),
@@ -217,7 +217,7 @@ def test_a_box_that_float32_would_flatten_or_outside_the_image_is_none(scenes, b
 
 @pytest.mark.parametrize("width", [1000, 40_000, 1_000_000])
 def test_no_box_is_flattened_by_a_flip_and_a_resize(scenes, width):
-    """torchvision refuses a box whose sides are equal in float32 after both, with an AssertionError."""
+    """torchvision refuses a box whose sides are equal in float32 afterwards, with an AssertionError."""
     image = dataclasses.replace(read_split(scenes, "train").images[0], width=width, height=1000)
     thin = ({"bbox": [width - 10, 10, side, 500]} for side in np.geomspace(1e-4, 10, 500))
     boxes = [box for box in map(image.box_of, thin) if box]
@@ -231,7 +231,7 @@ def test_no_box_is_flattened_by_a_flip_and_a_resize(scenes, width):
 
 
 def test_hosts_that_lack_different_images_do_not_agree(scenes, tmp_path):
-    """Under --on_error skip their image numbers would mean different images."""
+    """With --on_error skip their image numbers would mean different images."""
     prints = []
     for lacking in (1, 2):
         folder = shutil.copytree(scenes, tmp_path / str(lacking))
@@ -414,7 +414,7 @@ def test_compressed_run_lengths_are_read_as_pycocotools_writes_them():
     random = np.random.default_rng(0)
     for share in (0.0, 0.03, 0.5, 0.97, 1.0):
         pixels = np.asfortranarray(random.random((67, 301)) < share, dtype=np.uint8)
-        pixels[:, 100:200] = 1  # a long run, of several letters
+        pixels[:, 100:200] = 1  # a long run, with several letters
         changes = np.flatnonzero(np.diff(pixels.ravel(order="F"), prepend=0, append=2)).tolist()
         expected = np.diff([0, *changes]).tolist()
         assert run_lengths(coco_mask.encode(pixels)["counts"].decode()) == expected
@@ -484,6 +484,6 @@ print(found)
 
 
 def test_loader_workers_do_not_end_before_their_run():
-    """DeepSpeed's launcher sends SIGTERM to them first; a run that loses one cannot save."""
+    """DeepSpeed's launcher sends SIGTERM to them first, and a run that loses a worker cannot save."""
     done = subprocess.run([sys.executable, "-c", RUN_WITH_WORKERS], capture_output=True, text=True, timeout=120)
     assert done.stdout == f"{list(range(12))}\n", done.stderr

@@ -1,4 +1,4 @@
-"""tools/draw_detections.py draws any set that a run was evaluated on."""
+"""tools/draw_detections.py draws any data set that a run can be evaluated on."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def tool():
 
 @pytest.fixture
 def scenes(tmp_path):
-    """Scenes whose first validation image has no objects, and whose second has crowds only."""
+    """Scenes whose first validation image has no objects, and whose second has only crowds."""
     folder = tmp_path / "scenes"
     load_tool("render_scenes").render(folder, 2, 3)
     path = folder / "annotations" / "instances_val.json"
@@ -33,7 +33,7 @@ def scenes(tmp_path):
 
 
 def blind(images):
-    """Stands where the detector stands, and finds nothing."""
+    """Replaces the detector, and finds nothing."""
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}
     return [{**empty, "masks": torch.zeros(0, 1, *image.shape[1:])} for image in images]
 
@@ -44,7 +44,7 @@ def raise_it(error):
 
 @pytest.fixture
 def draw(tool, scenes, tmp_path, monkeypatch):
-    """A function that runs the tool with flags, on a run whose detector is blind; returns the picture's size."""
+    """Return a function that runs the tool with flags on a run with a blind detector and returns the picture's size."""
     monkeypatch.setattr(tool, "detector_of", lambda *_: blind)
     monkeypatch.setattr(tool, "end_with_error", raise_it)
 

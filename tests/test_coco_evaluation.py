@@ -1,4 +1,4 @@
-"""COCO's numbers: those of pycocotools on the files themselves, the same on any number of processes."""
+"""COCO's numbers are those of pycocotools on the same files, for any number of processes."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ def scenes(tmp_path_factory):
 
 
 class Jittered:
-    """Finds most of an image's objects a few pixels off, as a detector would; knows images by their pixels."""
+    """Finds most of an image's objects a few pixels off, as a detector would. Recognises images by their pixels."""
 
     def __init__(self, split):
         self.label_of = split.label_of
@@ -57,8 +57,8 @@ class Jittered:
             boxes.append([x + shift, y, x + width + shift, y + height])
             labels.append(self.label_of[each["category_id"]])
             masks.append(np.roll(mask_of(each["segmentation"], image), shift, axis=1))
-            scores.append(random.integers(1, 5) / 5)  # alike in several images, as those of a sure detector
-        likely = 0.4 + 0.2 * np.array(masks, dtype=np.float32)  # 0.6 inside of an object
+            scores.append(random.integers(1, 5) / 5)  # equal in several images, as those of a confident detector
+        likely = 0.4 + 0.2 * np.array(masks, dtype=np.float32)  # 0.6 inside an object
         tensor = torch.tensor(likely.reshape(-1, 1, image.height, image.width))
         boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
         return [{"boxes": boxes, "labels": torch.tensor(labels), "masks": tensor, "scores": torch.tensor(scores)}]
@@ -73,7 +73,7 @@ def evaluated(folder, network=Jittered):
 
 
 def by_the_files(folder):
-    """The same, by pycocotools from the annotations' file and the detections in one list."""
+    """The same by pycocotools, from the annotation file and a list of all detections."""
     split = read_split(folder, "val", training=False)
     network, found, numbers = Jittered(split), [], {}
     category_of = {label: category for category, label in split.label_of.items()}
@@ -98,7 +98,7 @@ def require_numbers_of_the_files(numbers, folder):
 
 
 def numbers_of_the_files(folder):
-    """Return our numbers of a folder, which must be pycocotools'."""
+    """Return our numbers for a folder, which must be equal to pycocotools'."""
     [numbers] = in_processes(1, evaluated, folder)
     require_numbers_of_the_files(numbers, folder)
     return numbers
@@ -128,7 +128,7 @@ class Blind:
 
 
 def test_finding_nothing_is_an_average_precision_of_0_of_what_there_is(scenes):
-    """Of a size that no object has, finding nothing is no failure: None, as with detections."""
+    """For a size that no object has, the number is None, as with detections, because there was nothing to find."""
     [numbers], [with_detections] = in_processes(1, evaluated, scenes, Blind), in_processes(1, evaluated, scenes)
     assert numbers["val_images"] == NUM_IMAGES and numbers["val_box_ap_large"] is None
     for key in numbers.keys() - {"val_images"}:
@@ -136,7 +136,7 @@ def test_finding_nothing_is_an_average_precision_of_0_of_what_there_is(scenes):
 
 
 def overflowing(part, split):
-    """A detector whose weights are numbers, and the outputs of one part are not."""
+    """A detector with finite weights, whose outputs of one part are not finite."""
     network = detector(num_classes=len(split.names)).eval()
     torch.nn.init.constant_(network.get_submodule(part).weight, 3e38)
     return network
@@ -153,7 +153,7 @@ def test_outputs_that_are_not_numbers_give_none_for_a_result(scenes, part):
 
 @pytest.fixture
 def changed(scenes, tmp_path):
-    """A copy whose validation annotations a test changes: changed(function of the parsed file)."""
+    """Returns a copy whose validation annotations the test changes: changed(function of the parsed file)."""
     folder = shutil.copytree(scenes, tmp_path / "scenes")
     path = folder / "annotations" / "instances_val.json"
 
@@ -209,7 +209,7 @@ def test_an_area_of_0_is_an_area_and_a_missing_one_is_the_box_s(changed):
     [with_box] = in_processes(1, evaluated, changed(of_the_box))
     assert with_box["val_box_ap_medium"] != numbers["val_box_ap_medium"]
     assert in_processes(1, evaluated, changed(missing)) == [with_box]
-    assert area_of({"bbox": [50, 50, -20, 20]}) == 0  # COCO would ignore an object of less
+    assert area_of({"bbox": [50, 50, -20, 20]}) == 0  # COCO would ignore an object with a negative area
 
 
 def test_a_crowd_counts_as_in_coco_and_an_object_that_says_nothing_of_it_is_none(changed):

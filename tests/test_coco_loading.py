@@ -1,4 +1,4 @@
-"""Images of COCO on their way to the device: no copy that the host waits for, and every loss in one line."""
+"""Images of COCO on their way to the device: the host waits for no copy, and every failure is one line."""
 
 import io
 import multiprocessing
@@ -74,7 +74,7 @@ def test_no_copy_to_the_device_is_waited_for(scenes, monkeypatch):
 
 
 def png_with_a_damaged_chunk(data):
-    """Cut the pixels of a PNG in two chunks, the second of which has no chunk's name."""
+    """Cut the pixels of a PNG into two chunks, and damage the name of the second."""
     at = data.index(b"IDAT")
     first = data[at : at + 100]
     sound = struct.pack(">I", len(first) - 4) + first + struct.pack(">I", zlib.crc32(first))
@@ -184,7 +184,7 @@ def test_a_worker_that_is_lost_is_one_line(end):
 
 
 def test_a_worker_that_is_lost_during_a_pass_is_one_line():
-    """torch notices it by a signal, and raises wherever the run is."""
+    """torch notices it by a signal, and raises at any place of the run."""
     batches = loaded(Ends(None), [[0], [1]] + [[0]] * 50, 2)
     next(batches)
     with pytest.raises(DataError, match=LOST) as caught:
@@ -249,11 +249,11 @@ def test_grey_of_16_bits_is_scaled_as_in_a_conversion(scenes, tmp_path):
 
 
 def shown_by(orientation, path, deep=False):
-    """Write a 6x4 image of an orientation; return how PIL shows it, as uint8 (3, H, W)."""
+    """Write a 6x4 image with an orientation. Return how PIL shows it, as uint8 (3, H, W)."""
     pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     exif = PILImage.Exif()
     exif[0x0112] = orientation
-    if deep:  # grey of 16 bits
+    if deep:  # grey with 16 bits
         pixels = np.repeat(pixels[:, :, :1], 3, axis=2)
         PILImage.fromarray(pixels[:, :, 0].astype(np.uint16) * 257).save(path, exif=exif)
     else:
@@ -275,7 +275,7 @@ def test_pixels_are_those_that_are_shown(tmp_path, kind, orientation):
 
 
 def behind_the_pixels(png):
-    """Move a PNG's eXIf chunk behind the last of its pixels."""
+    """Move a PNG's eXIf chunk behind its pixels."""
     at = png.index(b"eXIf") - 4
     end = at + 12 + int.from_bytes(png[at : at + 4])
     last = png.index(b"IEND") - 4
@@ -286,7 +286,7 @@ XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{}
 
 
 def said_elsewhere(how, orientation, pixels):
-    """Return a file whose orientation does not stand in EXIF ahead of its pixels."""
+    """Return a file whose orientation is not in EXIF before its pixels."""
     file, exif, texts = io.BytesIO(), PILImage.Exif(), PngInfo()
     exif[0x0112] = orientation
     image, xmp = PILImage.fromarray(pixels), XMP.format(orientation)
@@ -320,11 +320,11 @@ def said_elsewhere(how, orientation, pixels):
     ],
 )
 def test_an_orientation_that_stands_elsewhere_turns_the_pixels_too(tmp_path, how, orientation):
-    """As by Detectron2, whose getexif() knows all of these; else the images are trained on upside down."""
+    """Detectron2's getexif() knows all of these. Otherwise training would see the images upside down."""
     pixels = np.repeat(np.random.default_rng(0).integers(0, 256, (4, 6, 1), dtype=np.uint8), 3, axis=2)
     written = pixels[:, :, 0].astype(np.uint16) * 257 if "deep" in how else pixels
     (path := tmp_path / "image").write_bytes(said_elsewhere(how, orientation, written))
-    turn = {1: 0, 3: 2, 6: 3}[orientation]  # quarters against the clock
+    turn = {1: 0, 3: 2, 6: 3}[orientation]  # quarter turns, counterclockwise
     shown = np.rot90(pixels, turn).transpose(2, 0, 1)
     assert (np.abs(pixels_of(Image(1, path, *shown.shape[1:], [])).numpy().astype(int) - shown) < 3).all()
 

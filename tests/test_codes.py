@@ -1,4 +1,4 @@
-"""The codes of `lbsgd check`: each is unique, documented, and triggered by its own example alone."""
+"""The codes of `lbsgd check`: each is unique, documented, and triggered by its own example only."""
 
 import copy
 import importlib
@@ -25,7 +25,7 @@ ALWAYS = {code: rule for code, rule in CODES.items() if code[0] != "L"}  # the o
 
 
 def merged(config, patch):
-    """The result of a JSON merge patch: blocks are merged, None deletes."""
+    """Return the result of a JSON merge patch: blocks are merged, None deletes."""
     result = copy.deepcopy(config)
     for key, value in patch.items():
         if value is None:
@@ -39,7 +39,7 @@ def merged(config, patch):
 
 
 def all_findings(config, processes=1, version=None):
-    """Everything that check and plan say about a JSON on so many processes."""
+    """All findings of check and plan for a JSON on this many processes."""
     findings = list(findings_of(config, version))
     if processes > 1:
         planned = Planned(config, parse_recipe("example", config), processes)
@@ -66,7 +66,7 @@ def test_a_code_has_one_rule_and_every_rule_is_registered():
 
 
 def test_only_a_rule_makes_a_finding():
-    """So every finding carries the code of a registered rule."""
+    """So every finding has the code of a registered rule."""
     makers = [path.name for path in (ROOT / "lbsgd").rglob("*.py") if " Finding(" in path.read_text()]
     assert makers == ["rule.py"]
 

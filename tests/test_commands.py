@@ -1,4 +1,4 @@
-"""The literal commands on real processes: what they do, from the JSON to the exported network."""
+"""The literal commands on real processes, from the JSON to the exported network."""
 
 import json
 import shlex
@@ -55,7 +55,7 @@ def test_help_shows_the_command_and_every_flag():
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """The digits' recipe with k = 4 workers of 4 images: iterations of a tenth of a second, 89 an epoch."""
+    """The digits' recipe with k = 4 workers of 4 images: 89 iterations per epoch, each a tenth of a second."""
     config = {**read_json(DIGITS), **SMALL, "steps_per_print": 1}
     config["lbsgd"] |= {
         "epochs": 2,
@@ -114,7 +114,7 @@ def test_tensorboard_has_the_numbers_of_the_log_when_the_json_asks(small, fake_r
 
 
 def test_a_run_goes_on_where_it_stopped_on_another_number_of_processes(small, fake_run, tmp_path):
-    """One process, twice the passes: the same images, so almost the same losses; and then another recipe is refused."""
+    """On one process with twice the passes: the same images, so nearly the same losses. Another recipe is refused."""
     folder = tmp_path / "run"
     for source in fake_run.rglob("*"):
         if source.is_file():
@@ -127,7 +127,7 @@ def test_a_run_goes_on_where_it_stopped_on_another_number_of_processes(small, fa
     files = [next(folder.glob("*.json")), folder / "weights.pt"]
     before = [file.read_bytes() for file in files]
     refused(recipe(small, "--fake_data", "--output_dir", folder, "--resume", "--seed", 1), "lbsgd.seed")
-    assert [file.read_bytes() for file in files] == before  # what is refused changes nothing
+    assert [file.read_bytes() for file in files] == before  # a refusal changes nothing
     done = recipe(small, "--fake_data", "--max_iterations", 4, "--output_dir", folder, "--resume")
     assert done.returncode == 0 and f"resuming from {folder}/checkpoints/iteration_00000003" in done.stdout, done.stderr
     assert [record["iteration"] for record in read_run(folder).iterations] == [0, 1, 2, 3]
@@ -139,7 +139,7 @@ def test_a_run_goes_on_where_it_stopped_on_another_number_of_processes(small, fa
 
 
 def test_a_checkpoint_of_another_network_is_refused(small, fake_run):
-    """The same recipe as a ResNet-18: the first layer that differs is named."""
+    """The same recipe with a ResNet-18: the first layer that differs is named."""
     code = (
         "import sys; sys.path.insert(0, 'recipes'); sys.argv = ['r18', *sys.argv[1:]]\n"
         "from resnet50 import ResNet50; from lbsgd.commands.train import main\n"
@@ -161,7 +161,7 @@ def test_resume_without_a_checkpoint_says_so_and_starts_and_evaluate_only_refuse
 def test_a_loss_that_is_not_a_number_stops_all_ranks_names_the_iteration_and_keeps_the_checkpoint(
     small, fake_run, tmp_path
 ):
-    """An lr of 1e9 from iteration 0 on: the loss of iteration 2 is not a number."""
+    """An lr of 1e9 from iteration 0 on. The loss of iteration 2 is not a number."""
     config = read_json(small)
     config["lbsgd"] |= {"linear_scaling": {"rule": "fixed", "base_lr": 1e9, "base_batch": 4}}
     config["optimizer"]["params"]["lr"] = 1e9
@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_a_number_stops_all_ranks_names_the_iteration_and_kee
 
 
 def test_the_result_of_a_real_run_is_a_network_of_torchvision_with_the_error_reported(digits_data, tmp_path):
-    """One epoch on the digits through FFCV: torchvision's network with the exported file errs on the same images."""
+    """After an epoch on the digits through FFCV, torchvision's network with the exported file makes the same errors."""
     done = launched(2, DIGITS, "--data_dir", digits_data, "--epochs", 1, "--output_dir", tmp_path / "run")
     assert done.returncode == 0, done.stdout + done.stderr
     [epoch] = read_run(tmp_path / "run").epochs
@@ -217,7 +217,7 @@ def test_the_result_of_a_real_run_is_a_network_of_torchvision_with_the_error_rep
 
 
 def test_the_readme_leads_from_the_official_archives_to_a_run(small, tmp_path):
-    """Its commands after `make setup`, with other names, on archives of the real layout with 12 training images."""
+    """Its commands after `make setup`, with other names, on archives with the real layout and 12 training images."""
     make_official(tmp_path / "imagenet")
     (tmp_path / "hosts").write_text("localhost slots=2\n")
     section = (ROOT / "README.md").read_text().split("### 1. Train ImageNet")[1]
@@ -294,7 +294,7 @@ def test_the_demo_ends_below_8_percent_with_every_seed(tmp_path, seed):
 
 
 def test_weights_are_there_only_of_a_run_that_has_reached_its_end(tmp_path):
-    """A script that asks for them would not queue a run again that goes on after --epochs 1."""
+    """A script that looks for them must queue a run again that --epochs 1 has ended."""
     plan = SimpleNamespace(name="8k", config={"train_batch_size": 8192})
     run = Run(None, plan, None, tmp_path, 1, resume=True)
     (tmp_path / "weights.pt").write_bytes(b"of epoch 1")

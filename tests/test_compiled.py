@@ -1,4 +1,4 @@
-"""--compile: blocks compiled one by one are the plain step within the oracle's bound, and gradients come as before."""
+"""--compile: blocks compiled one by one equal the plain step within the oracle's bound; gradients come as before."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,12 +31,12 @@ from lbsgd.train.engine_state import gather_state, restore_state
 from lbsgd.train.evaluation import evaluate
 
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
-MULTIPLE = 3  # of the plain run's own distance in half precision, to which compilation adds its own rounding
+MULTIPLE = 3  # times the plain run's own distance in half precision, to which compilation adds its own rounding
 
 
 @pytest.fixture(autouse=True)
 def graphs():
-    """Count the graphs of one test."""
+    """Count the graphs of a test."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
@@ -104,7 +104,7 @@ def test_overflow_skips_the_same_updates_and_shifts_no_learning_rate(monkeypatch
 def test_a_compiled_run_goes_on_from_its_state_to_the_bit(backend):
     whole, _ = trained(recipe(), backend)
     half, _ = trained(recipe(), backend, last=ITERATIONS // 2)
-    torch._dynamo.reset()  # as in another process
+    torch._dynamo.reset()  # as in a new process
     engine, plan = engine_of(recipe(), backend, seed=1)
     restore_state(engine, half)
     train(engine, plan, ITERATIONS // 2)
@@ -145,7 +145,7 @@ def test_a_detector_is_refused_in_one_line(flag):
 
 
 class Convolutions(TorchDispatchMode):
-    """Notes each convolution that is computed backward."""
+    """Notes each convolution of the backward."""
 
     def __init__(self, events):
         super().__init__()
@@ -158,13 +158,13 @@ class Convolutions(TorchDispatchMode):
 
 
 def order_of_gradients(compiled):
-    """Return what one backward does, in its order: convolutions, and gradients of the blocks' parameters."""
+    """Return the events of one backward in order: convolutions, and gradients of the blocks' parameters."""
     events, model = [], convert_batch_norm(network(), N)
     for name, block in zip(("first", "second"), (each for each in model if isinstance(each, BasicBlock)), strict=True):
         for parameter in block.parameters():
             parameter.register_post_accumulate_grad_hook(lambda _, name=name: events.append(name))
     forward, x = compiled(model), torch.randn(2 * N, 3, 6, 6)
-    forward(x).square().mean().backward()  # which compiles
+    forward(x).square().mean().backward()  # compiles
     events.clear()
     loss = forward(x).square().mean()
     with Convolutions(events):
@@ -182,7 +182,7 @@ def as_a_whole(model):
 
 
 def test_gradients_arrive_block_by_block():
-    """So aggregation of the last block's begins while those of the first are computed (Sec. 4)."""
+    """So the last block's aggregation begins while the first blocks' gradients are computed (Sec. 4)."""
     second, first, stem = 3 * ["convolution"] + 9 * ["second"], 2 * ["convolution"] + 6 * ["first"], ["convolution"]
     assert order_of_gradients(by_block) == second + first + stem
     torch._dynamo.reset()
@@ -217,7 +217,7 @@ def test_evaluation_compiles_nothing_and_is_the_plain_networks(graphs):
     assert len(outputs["outputs"]) == 3
     engine.train()
     train(engine, plan, 2, 3)
-    assert graphs() == 2  # training goes on in the graphs that it has
+    assert graphs() == 2  # training goes on with the graphs that it has
 
 
 def test_a_fused_network_compiles_too(graphs):
@@ -236,7 +236,7 @@ def test_a_network_without_blocks_is_refused_in_one_line():
 
 
 def test_all_blocks_of_a_deep_network_are_compiled(graphs):
-    """torch stops compiling the code of a class after so many graphs, by default 8."""
+    """torch stops compiling the code of a class after 8 graphs by default."""
     blocks = nn.Sequential(*(BasicBlock(2, 2 + i, downsample=nn.Conv2d(2, 2 + i, 1)) for i in range(4)))
     with torch._dynamo.config.patch(recompile_limit=2):  # pytest's own would hide it from all later tests
         compile_blocks(convert_batch_norm(blocks, 2), "aot_eager")

@@ -1,4 +1,4 @@
-"""`lbsgd config` writes nothing that `lbsgd check` refuses, says what is doubtful, and resolves no contradiction."""
+"""`lbsgd config` writes nothing that `lbsgd check` refuses, prints warnings, and resolves no contradiction."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ EIGHT_K = CONFIGS / "8k.json"
 
 
 def config(arguments, capsys):
-    """Run the command; return its exit code, what it printed, and the lines on stderr."""
+    """Run the command. Return its exit code, its output, and the lines on stderr."""
     code = main(["config", *shlex.split(arguments)])
     out, err = capsys.readouterr()
     return code, out, err.splitlines()
@@ -69,7 +69,7 @@ def test_what_follows_the_length_of_the_run_is_told_in_one_line(capsys):
     code, out, beside = config("--global_batch 8192 --gpus 8 --precision bf16 --epochs 18", capsys)
     assert code == 0 and json.loads(out)["lbsgd"]["epochs"] == 18
     assert beside == ["scaled from the paper's 90 epochs: lbsgd.warmup.epochs 1, lbsgd.decay.epochs [6, 12, 16]"]
-    _, _, beside = config("--global_batch 256 --epochs 18", capsys)  # which needs no warmup
+    _, _, beside = config("--global_batch 256 --epochs 18", capsys)  # this batch needs no warmup
     assert beside == ["scaled from the paper's 90 epochs: lbsgd.decay.epochs [6, 12, 16]"]
 
 
@@ -155,7 +155,7 @@ def test_a_key_given_twice_alike_is_taken(capsys):
 
 
 def purpose():
-    """The lines of the shipped file that only --set writes."""
+    """The lines of the shipped file that only --set can write."""
     block = json.loads(EIGHT_K.read_text())["lbsgd"]
     return "".join(f'    "{key}": {json.dumps(block[key])},\n' for key in ("purpose", "paper_error_pct"))
 
@@ -171,7 +171,7 @@ def test_the_grid_takes_no_other_flag(tmp_path, capsys):
 def test_a_file_that_is_written_over_is_kept_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("my.json").write_text('{"mine": 1}')
-    for _ in range(2):  # the second writes what is there
+    for _ in range(2):  # the second time writes the same file
         assert main(["config", "--global_batch", "1024", "--output", "my.json"]) == 0
     assert capsys.readouterr().err == "# kept: the file as it was in my.json.orig\n"
     assert Path("my.json.orig").read_text() == '{"mine": 1}' and len(list(tmp_path.iterdir())) == 2
@@ -184,7 +184,7 @@ def test_a_file_that_cannot_be_kept_is_not_written_over(tmp_path, monkeypatch, c
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    with monkeypatch.context() as locked:  # the superuser, as whom tests may run, reads everything
+    with monkeypatch.context() as locked:  # the superuser, who may run the tests, can read everything
         locked.setattr(Path, "read_bytes", refuse)
         code, _, [error] = config(f"--global_batch 1024 --output {place}", capsys)
     assert code == 2 and error == f"error: {place}: exists and cannot be read (Permission denied); choose another place"

@@ -1,4 +1,4 @@
-"""ds_configs: every file is what `lbsgd config` writes, has the paper's numbers, and costs what the paper says."""
+"""ds_configs: every file is what `lbsgd config` writes, and has the paper's numbers and costs."""
 
 import json
 import re
@@ -163,7 +163,7 @@ def test_a_configuration_of_ones_own_is_complete_and_checked(tmp_path, capsys):
     path = tmp_path / "12k.json"
     assert main(["config", "--global_batch", "12288", "--gpus", "96", "--output", str(path)]) == 0
     assert read_json(path) == config and Plan.read(path, 96).accumulation_steps == 1
-    [finding] = findings_of(config)  # the paper measured 8k and 16k, nothing between
+    [finding] = findings_of(config)  # the paper measured 8k and 16k, and nothing between
     assert (finding.code, finding.points) == ("R20", None) and "points" not in finding.message
 
 

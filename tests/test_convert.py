@@ -1,4 +1,4 @@
-"""Images in, FFCV files out: what is written, what is there already, and what is refused."""
+"""Images in, FFCV files out: what is written, what is kept, and what is refused."""
 
 import io
 import json
@@ -59,7 +59,7 @@ def test_the_files_do_not_depend_on_the_number_of_processes_or_on_chunks(tree, t
     for number in range(20):
         save(tree / f"train/ant/{number}.JPEG", size=(40 + number, 600))
     contents = set()
-    for num_processes, chunk, slot_bytes in ((1, 32, 1 << 23), (3, 2, 1 << 23), (2, 5, 4096)):  # too small slots, too
+    for num_processes, chunk, slot_bytes in ((1, 32, 1 << 23), (3, 2, 1 << 23), (2, 5, 4096)):  # also too small ones
         monkeypatch.setattr(convert_split, "CHUNK_IMAGES", chunk)
         monkeypatch.setattr("lbsgd.convert.process_pool.SLOT_BYTES", slot_bytes)
         convert(tree, tmp_path / str(num_processes), **{**SETTINGS, "num_processes": num_processes})
@@ -208,11 +208,11 @@ def test_told_to_skip_them_it_leaves_them_out_and_says_so_without_doing_the_othe
     assert data.train.labels.tolist() == [0, 1] and data.val.labels.tolist() == [0, 1]
     assert manifest["skipped"] == {"train": [f"{damaged}/train/ant/1.JPEG"], "val": [f"{damaged}/val/bee/1.JPEG"]}
     verify(tmp_path / "data", 1, damaged)
-    convert(damaged, tmp_path / "data", on_error="skip", **SETTINGS)  # is complete
+    convert(damaged, tmp_path / "data", on_error="skip", **SETTINGS)  # the folder is complete
 
 
 def test_after_one_of_them_is_replaced_all_are_converted_again(damaged, tmp_path, capsys):
-    """As the message says: the images are told by names, sizes and times, and one may have become another."""
+    """As the message says. Images are recognised by names, sizes and times, and one may have become another."""
     with pytest.raises(DataError, match="2 of 6 images cannot be decoded"):
         convert(damaged, tmp_path / "data", **SETTINGS)
     save(damaged / "train/ant/1.JPEG")
@@ -266,7 +266,7 @@ def test_converting_needs_neither_torch_nor_ffcv():
 
 @pytest.fixture
 def bug(tree, tmp_path, monkeypatch):
-    """Make a data folder, then break code of ours that every image goes through; the settings."""
+    """Make a data folder, then break our code that every image goes through. Return the settings."""
     settings = dict(max_side=40, num_processes=1)
     convert(tree, tmp_path / "data", **settings)
     monkeypatch.setattr(Settings, "is_raw", lambda self, index: index + None)
@@ -277,7 +277,7 @@ def test_a_bug_of_ours_is_a_traceback_and_not_a_damaged_image(bug, tree, tmp_pat
     told = r"Traceback .*\n(.*\n)*TypeError: unsupported operand"
     with pytest.raises(RuntimeError, match=told):
         look(tree, tmp_path / "other", **bug)
-    with pytest.raises(RuntimeError, match=told):  # of the estimate's process
+    with pytest.raises(RuntimeError, match=told):  # in the estimate's process
         convert(tree, tmp_path / "other", on_error="skip", **bug)
     with pytest.raises(RuntimeError, match=told):
         verify(tmp_path / "data", 1, tree)

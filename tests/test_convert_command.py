@@ -116,7 +116,7 @@ sys.exit(main(["convert", "--source", "source.tar.gz", "--data_dir", "data", sys
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("flag", ["--dry_run", "--verify"])
 def test_looking_and_verifying_end_at_a_signal_without_a_trace(tree, tmp_path, number, flag):
-    """Neither a traceback nor the unpacked archive in TMPDIR is left."""
+    """Neither a traceback nor an unpacked archive in TMPDIR is left behind."""
     convert(shutil.make_archive(str(tmp_path / "source"), "gztar", tree), tmp_path / "data", **SETTINGS)
     (tmp_path / "scratch").mkdir()
     environment = {**os.environ, "TMPDIR": str(tmp_path / "scratch"), "PYTHONPATH": str(ROOT)}
@@ -133,7 +133,7 @@ def test_looking_and_verifying_end_at_a_signal_without_a_trace(tree, tmp_path, n
 
 
 def test_the_tool_is_the_command(tmp_path, command):
-    """Same output, same exit code; --help needs neither NumPy nor what the converter is made of."""
+    """Same output, same exit code. --help needs neither NumPy nor the converter's modules."""
     for flags in (["--help"], ["--source", "nowhere"], ["--turbo"]):
         tool, ours = run_tool(tmp_path, *flags, COLUMNS="80"), command(*flags)
         assert (tool.returncode, tool.stdout, tool.stderr) == (ours.returncode, ours.stdout, ours.stderr)
@@ -241,8 +241,8 @@ def on_a_terminal(folder, columns, **environment):
     )
     os.close(theirs)
     text = b""
-    with contextlib.suppress(OSError):  # how a terminal ends
-        # Some kernels do not wake a reader when the last writer goes.
+    with contextlib.suppress(OSError):  # how a terminal signals its end
+        # Some kernels do not wake a reader when the last writer closes.
         while select.select([ours], [], [], 0.5)[0] or process.poll() is None:
             text += os.read(ours, 4096) if select.select([ours], [], [], 0)[0] else b""
     os.close(ours)
@@ -251,7 +251,7 @@ def on_a_terminal(folder, columns, **environment):
 
 
 def screen(text):
-    """Return the lines that a terminal shows in the end."""
+    """Return the lines that a terminal shows at the end."""
     lines, row = [""], 0
     for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", text):
         row += {"\n": 1, "\x1b[1A": -1}.get(part, 0)

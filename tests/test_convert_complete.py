@@ -1,4 +1,4 @@
-"""The same command on a complete folder: what it looks into, and what it says of a source that may have changed."""
+"""The same command on a complete folder: what it reads, and what it says if the source may have changed."""
 
 import json
 import os
@@ -23,7 +23,7 @@ TIMES = "names and sizes in {} agree with it, times do not: --data_dir {} --veri
 
 @pytest.fixture
 def unopened(monkeypatch):
-    """Let any look into a source fail, as for want of room."""
+    """Make every read of a source fail, as for lack of space."""
 
     def forbid():
         monkeypatch.setattr("lbsgd.convert.convert.find_source", None)
@@ -44,7 +44,7 @@ def test_archives_and_shards_are_not_opened_again_to_say_that_their_result_is_co
     with pytest.raises(DataError, match="differs in quality"):
         convert(source, tmp_path / "data", **SETTINGS | {"quality": 80})
     os.truncate(tmp_path / "data/val.beton", 1000)
-    with pytest.raises(TypeError, match="NoneType"):  # it has to look
+    with pytest.raises(TypeError, match="NoneType"):  # it has to read it
         convert(source, tmp_path / "data", **SETTINGS)
 
 
@@ -127,7 +127,7 @@ def test_a_manifest_of_an_earlier_converter_tells_as_much_as_it_holds(tmp_path, 
 
 
 def test_a_file_of_which_any_byte_of_the_tables_has_changed_is_not_called_complete(tmp_path, capsys):
-    """Also one beside the labels, sizes and checksums: a training would refuse it."""
+    """Including bytes beside the labels, sizes and checksums, because training would refuse the file."""
     tree, data = make_tree(tmp_path / "source"), tmp_path / "data"
     convert(tree, data, **SETTINGS)
     change_byte(data / "train.beton", METADATA_AT - 1)

@@ -1,4 +1,4 @@
-"""What archives and parquet shards hold lies in .converting: it goes when it is of no use, and what stays is told."""
+"""Unpacked content of archives and parquet shards is in .converting: it goes when useless, and the rest is reported."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ def archive(tmp_path):
 
 @pytest.fixture
 def interrupted(monkeypatch):
-    """Return a function that converts, and ends when the content of the source is there."""
+    """Return a function that converts, and stops once the content of the source is there."""
 
     def run(source, data):
         with monkeypatch.context() as patch:
@@ -43,7 +43,7 @@ def test_content_of_an_earlier_version_of_an_archive_goes_before_room_is_asked_f
 ):
     data = tmp_path / "data"
     interrupted(archive, data)
-    other = data / ".converting" / "other.tar.gz.1.2.tar"  # of another archive, whose conversion may go on
+    other = data / ".converting" / "other.tar.gz.1.2.tar"  # of another archive, whose conversion may be resumed
     other.write_bytes(b"")
     assert content_in(data) == ["other.tar.gz.1.2.tar", f"{compressed.version(archive)}.tar"]
     os.utime(archive, (1, 1))

@@ -1,4 +1,4 @@
-"""Sources as they lie on real disks: what is left out and counted, what is scaled, what is refused before the work."""
+"""Sources as found on real disks: what is left out and counted, what is scaled, what is refused before any work."""
 
 import codecs
 import io
@@ -25,7 +25,7 @@ from lbsgd.convert.verify import verify
 from lbsgd.data.pil_image import ImageError
 from lbsgd.errors import DataError
 
-JUNK = {  # what a split's folder may hold beside its images: the reason that is told
+JUNK = {  # what a split's folder may hold besides images, and the reason that is reported
     ".ipynb_checkpoints/1-checkpoint.JPEG": "hidden folder",
     "n01440764/.ipynb_checkpoints/1-checkpoint.JPEG": "hidden folder",
     "n01440764/@eaDir/1.JPEG/SYNOPHOTO_THUMB_XL.jpg": "hidden folder",
@@ -51,7 +51,7 @@ def add_junk(folder):
 
 
 def in_tar(folder):
-    """The tar of a folder's files, in no order that means anything."""
+    """Return a tar of the folder's files in an arbitrary order."""
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     folder.with_suffix(".tar").write_bytes(tar_bytes(files))
     return folder.with_suffix(".tar")
@@ -229,7 +229,7 @@ def test_a_folder_of_zips_says_that_they_are_to_be_unpacked(tmp_path):
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_kaggle_s_own_archive_is_read(tmp_path, mode):
-    """Boxes lie in folders train and val as well, and the labels of the validation images beside the archive."""
+    """Boxes are also in folders named train and val, and the labels of the validation images are next to the archive."""
     folder = make_kaggle(tmp_path / "source")
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.JPEG")}
     files |= {f"ILSVRC/Annotations/CLS-LOC/{split}/n01440764/1.xml": b"<annotation/>" for split in ("train", "val")}
@@ -252,7 +252,7 @@ def annotation(*classes):
 
 @pytest.mark.parametrize("make", [make_official, make_kaggle])
 def test_validation_images_that_have_a_label_and_are_not_there_are_told(tmp_path, make):
-    """As after a copy or an unpacking that was interrupted, which lacks images of any class."""
+    """As after an interrupted copy or unpacking, which may lack images of any class."""
     source, images = make(tmp_path / "source"), val_files()
     lacking = [images.popitem()[0], images.popitem()[0]]
     if make is make_official:
@@ -264,7 +264,7 @@ def test_validation_images_that_have_a_label_and_are_not_there_are_told(tmp_path
 
 
 def with_annotations(folder):
-    """Take the table of labels away and give each validation image its annotation."""
+    """Remove the table of labels and give each validation image its annotation."""
     (folder / "LOC_val_solution.csv").unlink()
     for label, name in zip(VAL_CLASSES, val_files(), strict=True):
         path = folder / "ILSVRC/Annotations/CLS-LOC/val" / name.replace(".JPEG", ".xml")
@@ -293,7 +293,7 @@ def test_an_annotation_without_one_class_is_refused_by_name(tmp_path, classes):
         find(folder, tmp_path)
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     (tmp_path / "kaggle.tar.gz").write_bytes(tar_bytes(files, "w:gz"))
-    with pytest.raises(DataError, match=f"^{tmp_path}/kaggle.tar.gz: {told}"):  # and not the copy of its content
+    with pytest.raises(DataError, match=f"^{tmp_path}/kaggle.tar.gz: {told}"):  # not the copy of its content
         find(tmp_path / "kaggle.tar.gz", tmp_path)
 
 
@@ -358,7 +358,7 @@ def test_sixteen_bits_become_eight(kind):
 
 
 def test_sixteen_bits_of_a_whole_pixel_are_not_scaled():
-    """A BMP of 5, 6 and 5 bits."""
+    """A BMP with 5, 6 and 5 bits."""
     pixels = np.full((8, 8), 0xF81F, "<u2").tobytes()
     masks = struct.pack("<3I", 0xF800, 0x7E0, 0x1F)
     header = struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, 16, 3, len(pixels), 0, 0, 0, 0) + masks

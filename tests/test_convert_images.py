@@ -1,4 +1,4 @@
-"""One image: which JPEGs keep their bytes, what becomes of all others, and how they are shrunk."""
+"""Single images: which JPEGs keep their bytes, how all others are encoded, and how images are shrunk."""
 
 import io
 import shutil
@@ -36,14 +36,14 @@ def palette(**options):
 
 
 def ycck():
-    """Return a CMYK JPEG whose Adobe marker says that its colours are turned into luminance and chroma."""
+    """Return a CMYK JPEG whose Adobe marker says that its colours are stored as luminance and chroma."""
     data = bytearray(encoded("CMYK"))
     data[data.index(b"\xff\xee") + 15] = 2
     return bytes(data)
 
 
 def turned():
-    """Return a JPEG half as wide as high, with the EXIF entry that asks to show it lying."""
+    """Return a JPEG half as wide as high, with an EXIF entry that asks to show it rotated."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return encoded(size=(64, 32), exif=exif.tobytes())
@@ -55,7 +55,7 @@ def by_opencv(*options):
 
 def pil(data):
     with Image.open(io.BytesIO(data)) as image:
-        if image.mode.startswith("I"):  # grey of 16 bits, which PIL's own conversion clips
+        if image.mode.startswith("I"):  # grey with 16 bits, which PIL's own conversion clips
             return np.repeat(np.rint(np.asarray(image, float)[:, :, None] / 257), 3, axis=2).astype(int)
         return np.asarray(image.convert("RGB"), int)
 
@@ -66,7 +66,7 @@ FRAME = JPEG.index(b"\xff\xc0")
 
 
 def rgb(change):
-    """Return a JPEG of red, green and blue that says so once. PIL's says it by Adobe's marker and by its ids."""
+    """Return a JPEG in RGB that says so in one place only. PIL's say it by Adobe's marker and by their ids."""
     data = encoded(keep_rgb=True)
     adobe = data.index(b"\xff\xee")
     if change == "ids":
@@ -79,7 +79,7 @@ def rgb(change):
 
 
 def odd_sampling():
-    """Return a JPEG with all components at 2x1: no subsampling, in a way that no program writes."""
+    """Return a JPEG with all components at 2x1: no subsampling, written as no program does it."""
     data = bytearray(encoded(subsampling=0))
     for at in range(3):
         data[FRAME + 11 + 3 * at] = 0x21
@@ -135,7 +135,7 @@ def test_plain_jpegs_are_kept_as_they_are_and_all_others_as_pil_decodes_them():
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Palette images with Transparency")
 def test_stock_ffcv_reads_every_kind_with_the_pixels_that_pil_sees(tmp_path, ffcv):
-    images = [data for name, data in (PLAIN | ODD).items() if name != "odd sampling"]  # noise, which JPEG does not keep
+    images = [data for name, data in (PLAIN | ODD).items() if name != "odd sampling"]  # noise, which JPEG loses
     for number, data in enumerate(images):
         path = tmp_path / "source/train" / "ab"[number % 2] / f"{number:02}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def test_stock_ffcv_reads_every_kind_with_the_pixels_that_pil_sees(tmp_path, ffc
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_an_exif_block_corrupt_or_not_changes_no_pixel():
-    """FFCV's decoder and torchvision's loader ignore orientation; the bytes are copied, or encoded as they lie."""
+    """FFCV's decoder and torchvision's loader ignore orientation. The bytes are copied, or encoded as they are."""
     for data, size in ((turned(), (32, 64)), (PLAIN["corrupt EXIF"], (64, 64))):
         assert stored_image(data, 0, Settings(max_side=64), 1 << 23).data is data
         for settings in (
@@ -168,7 +168,7 @@ def test_an_exif_block_corrupt_or_not_changes_no_pixel():
             assert (kept.width, kept.height) == wanted
             pixels = pil(bytes(kept.data)) if kept.kind == ENCODED else kept.data.reshape(*wanted[::-1], 3)
             expected = cv2.resize(np.uint8(pil(data)), wanted, interpolation=cv2.INTER_AREA)
-            assert np.abs(pixels - expected).mean() < 8  # JPEG keeps less of 20 pixels; turned, it is 60 and more
+            assert np.abs(pixels - expected).mean() < 8  # JPEG loses much of 20 pixels; turned, it is 60 and more
 
 
 def test_what_pil_takes_for_an_attack_is_not_decoded_either():
@@ -203,7 +203,7 @@ def test_random_damage_to_a_header_never_passes_for_a_plain_jpeg_that_pil_refuse
         if size := plain_size(bytes(data)):
             try:
                 assert pil(bytes(data)).shape[1::-1] == size
-            except OSError as error:  # tables whose content is damaged, which only decoding shows
+            except OSError as error:  # damaged tables, which only decoding shows
                 assert "broken data stream" in str(error)
 
 
@@ -214,7 +214,7 @@ def test_random_damage_to_a_header_never_passes_for_a_plain_jpeg_that_pil_refuse
         (dict(max_side=100), (100, 60), (100, 60)),
         (dict(max_side=500), (501, 375), (500, 374)),  # FFCV rounds down
         (dict(short_side=100), (200, 120), (166, 100)),
-        (dict(short_side=100), (120, 201), (100, 167)),  # as torchvision
+        (dict(short_side=100), (120, 201), (100, 167)),  # as in torchvision
         (dict(short_side=100), (300, 100), (300, 100)),
         (dict(short_side=100), (99, 3000), (99, 3000)),
         (dict(max_side=10), (3000, 2), (10, 1)),
@@ -229,7 +229,7 @@ def test_images_are_shrunk_to_a_longer_or_a_shorter_side_and_never_enlarged(sett
 
 @pytest.mark.parametrize("size", [(64, 64), (300, 200), (1000, 1300)])
 def test_encoding_again_gives_ffcv_s_bytes_or_nearly_so(ffcv, size):
-    """Bytes where nothing is shrunk; where JPEGs are decoded at a fraction of their size, nearly the same pixels."""
+    """The same bytes if nothing is shrunk. If JPEGs are decoded at a fraction of their size, nearly the same pixels."""
     from ffcv.fields.rgb_image import encode_jpeg, resizer
 
     data = encoded(size=size)
@@ -240,7 +240,7 @@ def test_encoding_again_gives_ffcv_s_bytes_or_nearly_so(ffcv, size):
 
 
 def test_an_image_whose_pixels_exceed_a_page_is_kept_as_a_jpeg(tmp_path):
-    """--short_side bounds one side alone, so that the pixels of a long image may exceed the page."""
+    """--short_side bounds only one side, so the pixels of a long image may exceed the page."""
     for split in ("train", "val"):
         for name, size in (("long", (1000, 3000)), ("tall", (4000, 1001)), ("square", (1000, 1000))):
             path = tmp_path / f"source/{split}/a/{name}.JPEG"
@@ -278,10 +278,10 @@ def test_settings_that_cannot_be_are_refused(settings):
 
 
 def test_a_jpeg_that_libjpeg_refuses_is_found_by_verifying_and_left_out_where_all_are_encoded_again(tmp_path):
-    """It is copied, because its header is plain: this is what the loader's message tells to do."""
+    """It is copied, because its header is plain. The loader's message tells the user to do this."""
     jpeg = bytearray(JPEG)
     table = jpeg.index(b"\xff\xc4") + 5
-    jpeg[table : table + 16] = bytes([sum(jpeg[table : table + 16]), *[0] * 15])  # more codes of one bit than there are
+    jpeg[table : table + 16] = bytes([sum(jpeg[table : table + 16]), *[0] * 15])  # more codes of one bit than can exist
     for split, content in (("train", jpeg), ("val", JPEG)):
         (tmp_path / "source" / split / "a").mkdir(parents=True)
         (tmp_path / "source" / split / "a/1.JPEG").write_bytes(JPEG)
@@ -294,13 +294,13 @@ def test_a_jpeg_that_libjpeg_refuses_is_found_by_verifying_and_left_out_where_al
 
 
 def test_a_lack_of_memory_is_not_a_damaged_image():
-    """OpenCV's own error for it says so; a terabyte of pixels is more than there is."""
+    """OpenCV's own error for it says so. A terabyte of pixels is more than any machine has."""
     with pytest.raises(MemoryError, match="Insufficient memory"):
         lbsgd.convert.image._resized(picture(4, 4), (1 << 20, 1 << 20))
 
 
 def test_a_tiff_comes_out_turned_as_torchvision_s_loader_sees_it():
-    """PIL turns a TIFF by its orientation when it loads it, and no other file."""
+    """PIL rotates a TIFF by its orientation when it loads it, and no other format."""
     buffer = io.BytesIO()
     Image.fromarray(picture(64, 32)).save(buffer, "TIFF", tiffinfo={274: 6})
     with Image.open(io.BytesIO(buffer.getvalue())) as image:

@@ -16,7 +16,7 @@ from lbsgd.convert.process_pool import with_room
 
 
 def test_a_very_large_image_takes_no_memory_to_speak_of(tmp_path):
-    """36 million pixels would take 108 MB; a process may have 200 MB."""
+    """36 million pixels would take 108 MB; a process may use 200 MB."""
     save(tmp_path / "large.JPEG", size=(600, 600))
     with Image.open(tmp_path / "large.JPEG") as image:
         image.resize((6000, 6000)).save(tmp_path / "large.JPEG")
@@ -62,7 +62,7 @@ if __name__ == "__main__":
 
 
 def peak_memory(work, *arguments):
-    """Return (MB of the process that takes the second most, MB of all) while some code runs."""
+    """Return (MB of the process with the second largest use, MB of all) while some code runs."""
     code = PEAK.replace("    work()", "    " + work)
     output = subprocess.check_output([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True)
     return map(int, output.splitlines()[-1].split())
@@ -83,7 +83,7 @@ def large(*options, side=(6000, 8000), **more):
 
 
 def test_only_one_process_at_a_time_decodes_a_very_large_image(tmp_path):
-    """Its coefficients alone are 6 bytes a pixel of a progressive JPEG, 150 MB here, however small it is decoded."""
+    """A progressive JPEG's coefficients alone take 6 bytes per pixel, here 150 MB, however small it is decoded."""
     data = large(side=(5000, 5000), progressive=True, subsampling=0, quality=20)
     repeated(tmp_path / "source/train/a/x.JPEG", 4, data)
     repeated(tmp_path / "source/val/a/x.JPEG", 1, JPEG)
@@ -97,7 +97,7 @@ def test_only_one_process_at_a_time_decodes_a_very_large_image(tmp_path):
     "settings", ["max_side=500", "max_side=60_000, reencode=True", "max_side=6000, raw_fraction=0.5"]
 )
 def test_memory_is_bounded_whatever_images_there_are(tmp_path, settings):
-    """2 GiB, and 200 MB a process: all but one process at a time stay below 200 MB."""
+    """With 2 GiB, and 200 MB per process: all processes except one at a time stay below 200 MB."""
     for number, data in enumerate([large(), large(progressive=True, subsampling=0), large("PNG"), large("CMYK"), JPEG]):
         repeated(tmp_path / f"source/train/{number % 2}/{number}_.JPEG", 6 if len(data) > 1e5 else 2000, data)
         repeated(tmp_path / f"source/val/{number % 2}/{number}_.JPEG", 1, data)
@@ -113,14 +113,14 @@ def test_memory_is_bounded_whatever_images_there_are(tmp_path, settings):
 
 
 def test_processes_whose_results_are_very_large_are_fewer(tmp_path, monkeypatch, capsys):
-    """An image of 3,300 x 3,300 pixels kept as such is 33 MB; of 6,700 x 6,700, 135 MB."""
+    """An image of 3,300 x 3,300 pixels kept as pixels is 33 MB; one of 6,700 x 6,700, 135 MB."""
     assert [with_room(16, num_bytes) for num_bytes in (10, 33 << 20, 135 << 20, 1 << 40)] == [16, 16, 4, 1]
     for number in range(4):
         save(tmp_path / f"source/{'train' if number else 'val'}/a/{number}.JPEG")
     taken = []
     monkeypatch.setattr(convert_split, "_chunks", lambda *arguments: taken.append(arguments[2]) or iter(()))
     for side in (500, 1000, 2000, 6700):
-        with pytest.raises(AssertionError):  # nothing was done
+        with pytest.raises(AssertionError):  # nothing was converted
             convert(tmp_path / "source", tmp_path / "data", max_side=side, raw_fraction=0.5, num_processes=8)
         shutil.rmtree(tmp_path / "data")
     assert taken[::2] == [32, 8, 2, 1]
@@ -164,9 +164,9 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 def bytes_per_image(folder, few, many, num_classes):
-    """Return the slope of the peak from few to many images, from the headers of a tar to the finished file.
+    """Return the slope of the peak memory between few and many images, from a tar's headers to the finished file.
 
-    It leaves out what Python itself takes. The tables are opened again for the manifest, mapped; that is not in it.
+    This leaves out Python's own memory. It excludes opening the tables again for the manifest, which maps them.
     """
     peaks = []
     for num_images in (few, many):

@@ -1,4 +1,4 @@
-"""The converter forces its work to the disk, in an order that leaves nothing wrong where the power is lost."""
+"""The converter forces its work to the disk, in an order that is safe if the power is lost."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ NOTED = ("fsync", "fdatasync", "rename", "replace", "unlink", "write", "pwrite")
 
 @pytest.fixture
 def events(monkeypatch):
-    """Every file that is forced to the disk, written, renamed or removed by os, in order: (what, its name)."""
+    """All files that are forced to the disk, written, renamed or removed by os, in order: (what, its name)."""
     found = []
 
     def name_of(path):

@@ -1,4 +1,4 @@
-"""A data folder is complete or absent wherever a kill falls while files are dropped, replaced and given their names."""
+"""A data folder is complete or absent, wherever a kill falls while files are removed, replaced and renamed."""
 
 import contextlib
 import itertools
@@ -19,7 +19,7 @@ OTHER = SETTINGS | {"reencode": True}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A source, and the folders that it becomes by two settings: (source, folder, other folder)."""
+    """A source, and the folders that two settings make of it: (source, folder, other folder)."""
     folder = tmp_path_factory.mktemp("made")
     source = make_tree(folder / "source")
     convert(source, folder / "data", **SETTINGS)
@@ -34,9 +34,9 @@ def assert_same_files(data, expected):
 
 
 def converted_until(step, source, data, **settings):
-    """Convert, and be killed before the file that is removed or renamed after `step` others; whether it came to that.
+    """Convert, and be killed before the removal or renaming that follows `step` others. Return whether that happened.
 
-    It is a process of its own that is killed, because one that raises would clean up.
+    A separate process is killed, because one that raises would clean up.
     """
     steps = itertools.count()
 
@@ -62,7 +62,7 @@ def converted_until(step, source, data, **settings):
 
 
 def fingerprint(data):
-    """Of what a training would accept, None if that is nothing."""
+    """Return the fingerprint of what a training would accept, None if it would accept nothing."""
     with contextlib.suppress(DataError):
         return open_data(data).fingerprint
     return None

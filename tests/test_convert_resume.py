@@ -1,4 +1,4 @@
-"""Interrupted by a signal, a death or a full disk, the same command goes on, and ends with the same bytes."""
+"""After a signal, a killed process or a full disk, the same command goes on and ends with the same bytes."""
 
 import contextlib
 import errno
@@ -32,7 +32,7 @@ def tree(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A source of many images, and the data folder that it becomes: (source, folder)."""
+    """A source with many images, and the data folder made of it: (source, folder)."""
     folder = tmp_path_factory.mktemp("whole")
     make_tree(folder / "source")
     for number in range(40):
@@ -112,7 +112,7 @@ print(len(journals), ends)
 
 
 def test_killed_at_20_random_moments_it_ends_with_the_same_bytes(tmp_path):
-    """The moments count what is done, not seconds, so that they fall into the work on a busy machine, too."""
+    """The moments are counted in events, not in seconds, so that they fall into the work on a busy machine, too."""
     for number in range(160):
         save(tmp_path / f"source/train/{number % 2}/{number:03}.JPEG", size=(160 + number % 7, 170), phase=number)
         if number % 16 == 0:
@@ -120,14 +120,14 @@ def test_killed_at_20_random_moments_it_ends_with_the_same_bytes(tmp_path):
     command = [sys.executable, "-c", KILLER, tmp_path / "source", tmp_path / "data"]
     output = subprocess.check_output(command, cwd=ROOT, text=True)
     different_journals, ends = map(int, output.split())
-    assert different_journals >= 4 and ends >= 1  # else the moments were not where anything happens
+    assert different_journals >= 4 and ends >= 1  # or the moments missed the work
 
 
 def test_work_for_other_images_or_settings_is_not_taken_up_and_a_line_says_so(tree, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr("lbsgd.convert.convert.publish", lambda *_: None)
         convert(tree, tmp_path / "data", **SETTINGS)
-        save(tree / "train/ant/1.JPEG", phase=7)  # another picture, of which a journal would know nothing
+        save(tree / "train/ant/1.JPEG", phase=7)  # another picture, which a journal would not notice
     assert "begins again" not in capsys.readouterr().out
     convert(tree, tmp_path / "data", **SETTINGS)
     assert "data/.converting holds work on other images or settings, or of another version: it begins again\n" in (
@@ -160,7 +160,7 @@ def test_two_conversions_into_one_folder_are_refused(tree, tmp_path):
 
 
 def test_a_second_command_leaves_the_work_of_a_running_one(tree, tmp_path):
-    """Also if the folder is complete, because the first command has --overwrite, and an archive is to be unpacked."""
+    """Even if the folder is complete, because the first command has --overwrite, and an archive must be unpacked."""
     data, source = tmp_path / "data", shutil.make_archive(str(tmp_path / "source"), "gztar", tree)
     convert(source, data, **SETTINGS)
     with another_process_converts(data):
@@ -223,7 +223,7 @@ def test_a_refused_command_leaves_nothing_of_its_own_and_the_work_that_was_there
         save(tree / "val/bee/new.JPEG")
         shutil.make_archive(str(tmp_path / "source"), "gztar", tree)
     else:
-        monkeypatch.setattr("lbsgd.convert.sources.uncompressed", None)  # is not needed to tell
+        monkeypatch.setattr("lbsgd.convert.sources.uncompressed", None)  # not needed to tell
     for work in ([], ["train.beton", "train.journal", "old.tar"]):
         for name in work:
             (data / ".converting").mkdir(exist_ok=True)
@@ -270,7 +270,7 @@ def test_the_death_of_a_process_ends_the_conversion_which_can_go_on(tree, tmp_pa
 
 
 def test_the_death_of_a_process_is_told_also_if_more_work_waits_for_it(whole, tmp_path, monkeypatch):
-    """The kernel then resets the connection, which once passed for a folder that cannot be written to."""
+    """The kernel then resets the connection, which was once mistaken for a folder that cannot be written to."""
     monkeypatch.setattr(convert_split, "stored_image", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(DataError, match="died at .*: killed by signal 9"):
         convert(whole[0], tmp_path / "data", **{**SETTINGS, "num_processes": 1})
@@ -290,7 +290,7 @@ def test_a_full_disk_ends_the_conversion_which_can_go_on(tree, tmp_path):
 
 @pytest.mark.parametrize("num_bytes", [0, 5, 30, 3000])
 def test_a_disk_that_fills_up_is_one_line_and_the_same_command_goes_on(whole, tmp_path, num_bytes):
-    """The most that a file may have stands for the full disk, at the identity, the journal or the images."""
+    """A limit on the file size stands for the full disk, at the identity, the journal or the images."""
     source, expected = whole
     limited = ["bash", "-c", f'trap \'\' XFSZ; exec prlimit --fsize={num_bytes} "$0" "$@"', sys.executable, TOOL]
     flags = ["--source", str(source), "--data_dir", "data"]
@@ -314,7 +314,7 @@ def test_a_journal_of_which_the_disk_takes_a_part_is_a_full_disk(tmp_path, monke
 
 
 def test_commits_write_each_image_once_however_often_they_come(tmp_path):
-    """Also when the last one is due at the very end, which was once written twice."""
+    """Including one that is due at the very end, whose images were once written twice."""
     writer = BetonWriter(tmp_path / "a.beton", 50, 1 << 23)
     with convert_split.Commits(writer, 0) as commits:
         for _ in range(50):
@@ -325,7 +325,7 @@ def test_commits_write_each_image_once_however_often_they_come(tmp_path):
 
 
 def test_a_conversion_that_is_stopped_waits_for_its_commit(tmp_path, monkeypatch):
-    """Else the journal of the next one, which begins once the lock is free, could be written by both."""
+    """Otherwise it could write the journal at the same time as the next command, which begins once the lock is free."""
     writer, slow = BetonWriter(tmp_path / "a.beton", 1, 1 << 23), os.fdatasync
     writer.append(np.array([(COPIED, 64, 64, len(JPEG), 0, 0)], RECORD), memoryview(JPEG))
     monkeypatch.setattr(os, "fdatasync", lambda file: (time.sleep(0.5), slow(file)))

@@ -1,4 +1,4 @@
-"""TFRecords, WebDataset's tars and parquet as sources: the very files that the same images in folders give."""
+"""TFRecords, WebDataset's tars and parquet as sources give the same files as the same images in folders."""
 
 import io
 import json
@@ -33,7 +33,7 @@ RNG = np.random.default_rng(0)
 
 
 def images_of(split):
-    """(file name, class, JPEG) of some images, in the random order in which shards hold them."""
+    """(file name, class, JPEG) of some images, in random order, as in shards."""
     images = [
         (f"{WNIDS[label]}_{number}.JPEG" if split == "train" else f"ILSVRC2012_val_{3 * number + label:08}.JPEG", label)
         for label in range(len(WNIDS))
@@ -65,7 +65,7 @@ def cut(images, num_shards):
 
 
 def example_class():
-    """tf.train.Example, as its .proto declares it."""
+    """tf.train.Example as its .proto declares it."""
     types = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tf", syntax="proto3")
 
@@ -105,7 +105,7 @@ EXAMPLE = example_class()
 
 
 def example(**features):
-    """An Example; the keys of build_imagenet_data.py have / where these have __."""
+    """An Example. The keys of build_imagenet_data.py have / where these have __."""
     made = EXAMPLE()
     for name, value in features.items():
         feature = made.features.feature[name.replace("__", "/")]
@@ -118,7 +118,7 @@ def example(**features):
 
 
 def imagenet_example(name, label, data):
-    """What build_imagenet_data.py writes: labels begin with 1, and boxes may be many or none."""
+    """What build_imagenet_data.py writes: labels begin with 1, and there may be many boxes or none."""
     return example(
         image__height=16,
         image__width=24,
@@ -154,7 +154,7 @@ def tfrecords(folder, within="", make=imagenet_example):
 
 
 def tfds(folder):
-    """TensorFlow Datasets' own keys and names; labels begin with 0 and have no names."""
+    """TensorFlow Datasets' own keys and names. Labels begin with 0 and have no names."""
     for split in ("train", "validation"):
         images = IMAGES["val" if split == "validation" else split]
         examples = [example(image=data, label=label, file_name=name.encode()) for name, label, data in images]
@@ -163,7 +163,7 @@ def tfds(folder):
 
 
 def webdataset(folder, extra=(), within=False):
-    """Shards as WebDataset's own script names them."""
+    """Shards named as WebDataset's own script names them."""
     for split in ("train", "val"):
         for number, images in enumerate(cut(IMAGES[split], 2)):
             place = folder / split if within else folder
@@ -179,7 +179,7 @@ def webdataset(folder, extra=(), within=False):
 
 
 def parquet(folder, named=True):
-    """Hugging Face's folder data/, with its names of images and of classes, one of these twice, as in imagenet-1k."""
+    """Hugging Face's folder data/, with its names of images and classes, one class name twice, as in imagenet-1k."""
     (folder / "data").mkdir(parents=True)
     features = {"image": {"_type": "Image"}, "label": {"names": ["tench", "crane", "crane"], "_type": "ClassLabel"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})} if named else {}
@@ -216,7 +216,7 @@ def find(path, tmp_path):
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    """The files that the folders give."""
+    """The files made from folders."""
     folder = tmp_path_factory.mktemp("folders")
     convert(folders(folder / "source"), folder / "data", max_side=500, num_processes=1)
     return [(folder / f"data/{split}.beton").read_bytes() for split in ("train", "val")]
@@ -224,7 +224,7 @@ def expected(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shards_give_the_files_of_the_folders(tmp_path, expected, kind):
-    """Not one byte tells from which form an image came."""
+    """The files do not depend on the form of the source, to the byte."""
     make, classes = KINDS[kind]
     source, data = make(tmp_path / "source"), tmp_path / "data"
     convert(source, data, max_side=500, num_processes=1)
@@ -257,7 +257,7 @@ def test_a_listing_of_shards_is_made_once(tmp_path, monkeypatch):
         assert again.train.left_out.counts == first.train.left_out.counts
     for path in (tmp_path / "scratch").glob("*.images"):
         path.unlink()
-    again = find(source, tmp_path)  # of parquet: the copy is gone, and made again
+    again = find(source, tmp_path)  # parquet's copy is gone, and made again
     assert again.train.reader().read(again.train.member(0)) == first_of_class_0()
 
 
@@ -292,7 +292,7 @@ def test_a_lack_of_memory_is_told_with_the_shard(tmp_path, monkeypatch):
 
 
 def pushed_folders(folder):
-    """What Hugging Face keeps of images in folders: the last part of a path. Shards and classes hold a name twice."""
+    """What Hugging Face keeps of images in folders: the last part of each path. A shard and class hold a name twice."""
     (folder / "data").mkdir(parents=True)
     for split in ("train", "validation"):
         for shard in range(2):
@@ -337,7 +337,7 @@ def test_a_skipped_image_of_a_shard_is_known_by_the_name_that_earlier_converters
 
 
 def test_images_of_one_name_in_one_shard_and_class_are_all_there_in_its_order(tmp_path):
-    """As TFRecords are written whose names hold folders, of which only the last part is kept."""
+    """As in TFRecords whose names had folders, of which only the last part is kept."""
     source = tfrecords(tmp_path / "source")
     for number in range(3):
         names = [f"1/{folder}/0001.jpg" for folder in (1, 0)]
@@ -426,7 +426,7 @@ def test_shards_that_leave_no_number_out_are_found(tmp_path, names):
     ],
 )
 def test_shards_that_are_there_twice_are_refused(tmp_path, names, told):
-    """In two folders, cut into another number of shards, or of another version: all images would be there twice."""
+    """In two folders, cut into other numbers of shards, or in another version: all images would be there twice."""
     for name in [*names, names[0].rpartition("/")[2].replace("train", "val")]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
@@ -450,7 +450,7 @@ def test_tars_of_classes_are_not_taken_for_shards(tmp_path):
 
 
 def test_a_shard_that_is_a_link_to_nothing_is_refused(tmp_path):
-    """It is the last one, so that no number tells of it."""
+    """It is the last shard, so no number shows that it is missing."""
     source = webdataset(tmp_path / "source")
     (source / "imagenet-train-000002.tar").symlink_to("/nowhere/2.tar")
     assert "imagenet-train-000002.tar is a link to /nowhere/2.tar, which cannot be read" in refused(source, tmp_path)
@@ -511,7 +511,7 @@ def test_splits_of_two_tables_of_labels_are_refused(tmp_path):
     for number, images in enumerate(cut(IMAGES["val"], 2)):
         turned = [(name, (label + 1) % 3, data) for name, label, data in images]
         records(source / f"validation-{number:05}-of-00002", [imagenet_example(*image) for image in turned])
-    assert find(source, tmp_path)  # with other labels, but of the same table
+    assert find(source, tmp_path)  # with other labels, but the same table
     for number in range(2):
         examples = [
             example(image__encoded=b"x", image__class__label=label + 1, image__class__synset=WNIDS[-label].encode())
@@ -532,7 +532,7 @@ def test_parquet_shards_of_two_tables_of_labels_are_refused(tmp_path):
 
 
 def test_packed_and_unpacked_labels_are_read(tmp_path):
-    """proto3 packs numbers, proto2's writers do not."""
+    """proto3 packs numbers; proto2's writers do not."""
     from lbsgd.convert.tfrecords import _first_number
 
     assert _first_number(b"\x1a\x04\x0a\x02\xac\x02", (0, 6)) == 300
@@ -590,7 +590,7 @@ def test_more_shards_and_labels_than_16_bits_number_are_kept():
 
 
 def test_a_shard_of_parquet_is_not_held_in_memory(tmp_path, monkeypatch):
-    """But for one group of its rows, which PyArrow's writer puts into one page."""
+    """Except one group of its rows, which PyArrow's writer puts into one page."""
     (tmp_path / "scratch").mkdir()
     images = [{"bytes": RNG.bytes(100_000), "path": f"{number}.JPEG"} for number in range(400)]
     path = tmp_path / "train.parquet"
@@ -609,7 +609,7 @@ def test_a_shard_of_parquet_is_not_held_in_memory(tmp_path, monkeypatch):
 
 
 def test_one_shard_that_was_written_again_makes_the_images_others(tmp_path):
-    """By this a finished conversion knows that it is out of date."""
+    """This is how a finished conversion knows that it is out of date."""
     source = webdataset(tmp_path / "source")
     before = find(source, tmp_path).stamps_digest()
     os.utime(source / "imagenet-train-000001.tar", (1 << 32, 1 << 32))
@@ -676,7 +676,7 @@ def test_an_image_of_parquet_beyond_the_stated_size_is_refused(tmp_path, monkeyp
 
 
 def test_a_damaged_parquet_shard_is_one_line_with_its_name(tmp_path):
-    """PyArrow raises an OSError without a number for most damage, and UnicodeDecodeError for a byte of a name."""
+    """For most damage PyArrow raises an OSError without a number, and UnicodeDecodeError for a byte of a name."""
     source = parquet(tmp_path / "source")
     path = source / "data/train-00001-of-00002.parquet"
     content, told = path.read_bytes(), set()
@@ -685,7 +685,7 @@ def test_a_damaged_parquet_shard_is_one_line_with_its_name(tmp_path):
         try:
             find(source, tmp_path)
         except DataError as error:
-            # Damage that leaves a whole file may name a class that no other split has.
+            # Damage that keeps the file readable may name a class that no other split has.
             assert str(error).startswith(str(path)) or error.__cause__ is None and str(source) in str(error)
             assert "\n" not in str(error)
             told.add(type(error.__cause__))

@@ -1,6 +1,6 @@
-"""Runs in real processes that are killed, on disks that fail or lie, and resumed: nothing is lost.
+"""Runs in real processes that are killed, on disks that fail or return wrong data, and resumed: nothing is lost.
 
-Kills come at random; `LBSGD_CRASH_SEED=...`, which a failing test prints, repeats them as far as time can be repeated.
+Kills come at random. `LBSGD_CRASH_SEED=...`, which a failing test prints, repeats them as far as timing allows.
 """
 
 import os
@@ -35,7 +35,7 @@ pytest_plugins = ("crash_fixtures",)
 
 
 def killed_run(json, folder, kills, rng, last, *flags):
-    """Kill a run so many times, both processes or one of the two, and resume it to its end."""
+    """Kill a run `kills` times, both processes or one of the two, and resume it to its end."""
     victims = [(0, 1), (0,), (1,)] * kills
     for number, ranks in enumerate(rng.sample(victims[:kills], kills)):
         done = checkpoint.newest(folder / "checkpoints")
@@ -47,7 +47,7 @@ def killed_run(json, folder, kills, rng, last, *flags):
 
 
 def kill(json, folder, done, iteration, ranks, rng, *flags, fault):
-    """Resume a run and kill some of its processes a moment after an iteration; the others must end by themselves."""
+    """Resume a run and kill some of its processes a moment after an iteration. The others must end by themselves."""
     with Command(json, folder, "--resume", *flags, fault=fault) as run:
         run.wait_for_iteration(iteration) if iteration > done else run.wait_for("resuming from")
         time.sleep(rng.uniform(0, 0.03))  # an iteration takes 0.02 s: in the middle of a pass, of a save, ...
@@ -76,7 +76,7 @@ def test_a_run_killed_twenty_times_ends_in_the_same_bits(tmp_path, rng, stage):
 
 @pytest.mark.slow
 def test_runs_killed_at_any_time_for_minutes_end_in_the_same_bits(tmp_path, rng):
-    """Kill also while runs start, resume, evaluate and export; they save each iteration, or by the clock."""
+    """Kill runs also while they start, resume, evaluate and export. They save each iteration, or by the clock."""
     json, began, kills, runs = config(tmp_path, iterations=150), time.monotonic(), 0, 0
     completed(json, tmp_path / "whole", "--checkpoint_every", 1)
     while time.monotonic() - began < float(os.environ.get("LBSGD_SOAK_SECONDS") or 300):
@@ -89,12 +89,12 @@ def test_runs_killed_at_any_time_for_minutes_end_in_the_same_bits(tmp_path, rng)
 
 
 def killed_at_any_time(json, folder, rng, *flags):
-    """Resume a run and kill processes of it within seconds; return False if it had come to its end before."""
+    """Resume a run and kill processes of it within seconds. Return False if it reached its end before."""
     with Command(json, folder, "--resume", *flags, draws=True) as run:
         deadline = time.monotonic() + rng.uniform(0, 5)
         while (alive := run.alive()) and time.monotonic() < deadline:
             time.sleep(0.001)
-        # Without a launcher nobody knows of a process that dies before it has met the others.
+        # Without a launcher, the death of a process that has not met the others yet goes unnoticed.
         victims = [rank for rank in alive if rng.random() < 0.7 or not run.iterations()]
         run.send(signal.SIGKILL, *victims)
         codes = dict(zip(run.ranks, run.exit_codes(), strict=True))
@@ -161,11 +161,11 @@ def test_a_run_goes_on_on_another_number_of_processes_with_the_same_images(eight
 
 
 def disk_fails_for_a_while():
-    """Let no file be larger than 90 kB from iteration 22 to 39: weights.safetensors is, the log is not."""
+    """From iteration 22 to 39, limit files to 90 kB: weights.safetensors is larger, the log is not."""
 
     def limit(trainer, iteration):
         if iteration in (22, 39):
-            trainer.saver.wait()  # iteration 21's checkpoint may still be on its way
+            trainer.saver.wait()  # iteration 21's checkpoint may still be being written
             print(f"after iteration {iteration} the newest is {checkpoint.newest(trainer.saver.folder).name}")
             resource.setrlimit(resource.RLIMIT_FSIZE, (90_000 if iteration == 22 else -1, -1))
 

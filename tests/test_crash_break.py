@@ -1,4 +1,4 @@
-"""Runs in real processes of which one breaks, stops answering, or never comes: all end, and the cause is told once."""
+"""Runs in real processes of which one breaks, hangs, or never comes: all end, and the cause is printed once."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ def test_what_one_process_raises_ends_all_with_its_code_and_is_told_once(small, 
 
 
 def ffcv_thread_breaks():
-    """Let rank 1's thread that decodes raise after the first batches."""
+    """Let rank 1's decoding thread raise after the first batches."""
     if not is_rank(1):
         return
     import lbsgd.data.ffcv_loader
@@ -78,7 +78,7 @@ def impatient():
 
 
 def test_a_process_that_stops_answering_is_named_within_the_timeout(small, tmp_path):
-    """SIGSTOP reaches rank 1 in one run, and rank 0, which serves the store, in another."""
+    """In one run rank 1 gets SIGSTOP, in another rank 0, which serves the store."""
     with (
         Command(small, tmp_path / "a", fault=impatient) as one,
         Command(small, tmp_path / "b", fault=impatient) as two,
@@ -92,7 +92,7 @@ def test_a_process_that_stops_answering_is_named_within_the_timeout(small, tmp_p
         assert f"error: rank 1 on {HOST} died or has not answered since iteration" in one.console
         assert "error: nothing has moved for 5 s since iteration" in two.console and len(two.errors) == 1
         for run, stopped in ((one, 1), (two, 0)):
-            run.send(signal.SIGCONT, stopped)  # one that wakes up too late finds the others gone, and ends, too
+            run.send(signal.SIGCONT, stopped)  # a process that wakes up too late finds the others gone, and ends, too
             assert run.exit_codes() == [4, 4]
 
 
@@ -106,7 +106,7 @@ def test_a_process_that_does_not_come_is_named(small, tmp_path):
 
 
 class OtherFlags:
-    """Gives flags to one rank alone; each rank is a host of its own, named after it."""
+    """Gives flags to one rank only. Each rank has its own host, named after it."""
 
     def __init__(self, rank, *flags):
         self.rank, self.flags = rank, flags

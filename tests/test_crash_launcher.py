@@ -1,4 +1,4 @@
-"""Runs whose launcher dies, stops, or passes signals on: they end with it, and leave no process behind."""
+"""Runs whose launcher dies, stops, or passes signals on end with it, and leave no process behind."""
 
 import os
 import re
@@ -24,7 +24,7 @@ pytest_plugins = ("crash_fixtures",)
 
 
 class LauncherDies:
-    """Lets the launcher die while the processes import; some other process plays the launcher."""
+    """Lets the launcher die while the processes import. Another process plays the launcher."""
 
     def __init__(self, pid):
         self.pid = pid
@@ -50,7 +50,7 @@ def test_a_launcher_that_dies_while_the_processes_start_is_missed(small, tmp_pat
 
 
 def command_of(process):
-    """Its command; empty where it has ended meanwhile."""
+    """Return a process's command line; empty if it has ended meanwhile."""
     try:
         return process.cmdline()
     except psutil.NoSuchProcess:
@@ -58,7 +58,7 @@ def command_of(process):
 
 
 class Launched:
-    """A long run that DeepSpeed's command starts, once its processes train, or import; on leaving, none is left."""
+    """A long run started by DeepSpeed's command, once its processes train, or import. On leaving, all are ended."""
 
     def __init__(self, folder, *flags, importing=False):
         self.run, self.flags, self.printed, self.importing = folder / "run", flags, folder / "console", importing
@@ -111,7 +111,7 @@ class Launched:
             time.sleep(0.01)
 
     def errors_at_the_end(self):
-        """Return the lines with which the ranks end; fail where launch.py or one of them does not."""
+        """Return the lines with which the ranks end. Fail if launch.py or one of them does not end."""
         left = psutil.wait_procs([self.launch, *self.ranks], timeout=PATIENCE_SECONDS)[1]
         assert left == [], self.printed.read_text()
         return lines_that_end(self.printed.read_text())
@@ -119,15 +119,15 @@ class Launched:
 
 @pytest.mark.parametrize("dies", [pytest.param("deepspeed", marks=pytest.mark.slow), "launch.py"])
 def test_a_run_whose_launcher_was_killed_saves_and_ends(tmp_path, dies):
-    """The kernel tells the ranks about the death of their parent, launch.py, and they look for `deepspeed` above it."""
+    """The kernel notifies the ranks of the death of their parent, launch.py. They watch `deepspeed` above it."""
     with Launched(tmp_path) as run:
         (run.launch if dies == "launch.py" else run.deepspeed).kill()
         [error] = run.errors_at_the_end()
     dead = run.launch if dies == "launch.py" else run.deepspeed
     reason = rf"its launcher \(process {dead.pid}\) is gone"
     if dies == "launch.py":
-        reason += "|SIGTERM"  # the kernel sends it a moment before others can see that launch.py has ended
-    # Rank 0 prints, and the other one may have told it a moment before it found out by itself.
+        reason += "|SIGTERM"  # the kernel sends it a moment before other processes can see that launch.py has ended
+    # Rank 0 prints. The other rank may have told it a moment before it found out by itself.
     [saved] = re.findall(rf"stopped: (?:{reason}|another process was told to): saved after (\d+) iterations", error)
     assert int(saved) == saved_iteration(run.run)
 
@@ -139,8 +139,8 @@ def test_a_launcher_that_is_killed_during_the_imports_leaves_no_process_behind(t
         assert not run.lines_of_log()
         (run.launch if dies == "launch.py" else run.deepspeed).kill()
         errors = run.errors_at_the_end()
-    # The kernel's SIGTERM for launch.py's death ends ranks that import; no guard is there yet to say why.
-    # launch.py's SIGTERM does the same to a rank 0, which prints for all, that still imports when rank 1 ends.
+    # On launch.py's death the kernel's SIGTERM ends ranks that still import, before a guard can say why.
+    # launch.py's SIGTERM does the same to a rank 0 that still imports when rank 1 ends, and only rank 0 prints.
     assert len(errors) <= (dies == "deepspeed")
     assert all(f"its launcher (process {run.deepspeed.pid}) is gone at the " in error for error in errors)
 
@@ -148,7 +148,7 @@ def test_a_launcher_that_is_killed_during_the_imports_leaves_no_process_behind(t
 @pytest.mark.slow
 @pytest.mark.parametrize("number, to_all", [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)])
 def test_a_signal_to_the_launcher_or_to_all_saves_and_ends_the_run(tmp_path, number, to_all):
-    """launch.py passes SIGTERM on; a scheduler's SIGTERM, or Ctrl-C, reaches all, and launch.py's comes on top."""
+    """launch.py passes SIGTERM on. A scheduler's SIGTERM, or Ctrl-C, reaches all, and launch.py's comes in addition."""
     with Launched(tmp_path) as run:
         os.killpg(run.command.pid, number) if to_all else os.kill(run.launch.pid, number)
         [error] = run.errors_at_the_end()
@@ -159,7 +159,7 @@ def test_a_signal_to_the_launcher_or_to_all_saves_and_ends_the_run(tmp_path, num
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_under_the_launcher_a_process_that_dies_or_stops_ends_all(tmp_path, number):
-    """Once another process has ended, launch.py asks a stopped one to end, too, and kills it 30 s later."""
+    """Once another process has ended, launch.py sends SIGTERM to a stopped one, too, and kills it 30 s later."""
     with Launched(tmp_path, "--hang_timeout", "30") as run:
         run.ranks[1].send_signal(number)
         [error] = run.errors_at_the_end()

@@ -1,4 +1,4 @@
-"""Runs in real processes that are asked to stop by a signal: they save in time, and end with exit code 75."""
+"""Runs in real processes that are stopped by a signal save in time, and end with exit code 75."""
 
 import os
 import re
@@ -54,7 +54,7 @@ def writes_slowly():
 
 @pytest.mark.parametrize("iteration", [5, ITERATIONS])
 def test_no_process_ends_before_the_checkpoint_is_written(small, tmp_path, iteration):
-    """In an epoch or at its end: a launcher sends SIGTERM to all others, and soon SIGKILL, as soon as one has ended."""
+    """Within an epoch and at its end. A launcher sends SIGTERM, and soon SIGKILL, to all as soon as one has ended."""
     with Command(small, tmp_path / "run", fault=writes_slowly) as run:
         run.wait_for_iteration(iteration)
         run.send(signal.SIGTERM, 0, 1)
@@ -64,9 +64,9 @@ def test_no_process_ends_before_the_checkpoint_is_written(small, tmp_path, itera
 
 
 class SlowPasses:
-    """Lets the 32 passes of an iteration take 0.5 s each, others 0.01 s; the processes agree after each one or two.
+    """Makes the 32 passes of an iteration take 0.5 s each, others 0.01 s. The processes agree after one or two passes.
 
-    In the third of them rank 1 is told to stop.
+    In the third of these passes rank 1 is told to stop.
     """
 
     def __init__(self, iteration):
@@ -88,14 +88,14 @@ class SlowPasses:
 
 @pytest.fixture(scope="module")
 def many_passes(tmp_path_factory):
-    """Return a JSON with three iterations per epoch, and the run of a command to which nothing happens."""
+    """Return a JSON with three iterations per epoch, and a run of it without faults."""
     folder = tmp_path_factory.mktemp("many_passes")
     json = config(folder, global_batch=256, iterations=3)
     completed(json, folder / "whole")
     return json, folder / "whole"
 
 
-@pytest.mark.parametrize("iteration", [0, 2, 3])  # of the whole run the first, in an epoch, and of an epoch the first
+@pytest.mark.parametrize("iteration", [0, 2, 3])  # the first of the run, one inside an epoch, and the first of an epoch
 def test_a_stop_gives_up_an_iteration_of_many_passes_and_it_is_done_again(many_passes, tmp_path, iteration):
     (json, whole), folder = many_passes, tmp_path / "run"
     with Command(json, folder, fault=SlowPasses(iteration)) as run:
@@ -109,14 +109,14 @@ def test_a_stop_gives_up_an_iteration_of_many_passes_and_it_is_done_again(many_p
 def test_a_stop_while_rank_0_writes_its_page_and_the_others_wait_for_it_in_the_next_epoch_loses_nobody(small, tmp_path):
     with Command(small, tmp_path / "run", fault=rank_0_writes_for_ever) as run:
         run.wait_for("writing"), run.wait_for("the next epoch", rank=1)
-        time.sleep(0.5)  # rank 1 takes its batch, and goes on as far as it gets alone
+        time.sleep(0.5)  # rank 1 takes its batch, and goes as far as it can alone
         run.send(signal.SIGTERM, 0, 1)
         assert run.exit_codes() == [75, 75], run.console
     assert len(run.errors) == 1 and saved_iteration(tmp_path / "run") == ITERATIONS
 
 
 def passes_become_twenty_times_slower():
-    """Slow passes down from 0.02 s to 0.4 s, just when the processes have agreed to go on."""
+    """Slow passes down from 0.02 s to 0.4 s, right after the processes have agreed to go on."""
     pause = [0.02]
 
     def slow_down(trainer):
@@ -129,7 +129,7 @@ def passes_become_twenty_times_slower():
 
 
 def test_passes_that_become_much_slower_at_once_do_not_keep_a_run_from_saving_in_time(tmp_path):
-    """How often the processes agree follows the past speed of passes; the guard gives up after 25 seconds."""
+    """The past speed of passes sets how often the processes agree. The guard gives up after 25 seconds."""
     json, folder = config(tmp_path, iterations=200), tmp_path / "run"
     with Command(json, folder, fault=passes_become_twenty_times_slower) as run:
         run.wait_for("slower")
@@ -153,7 +153,7 @@ def test_a_second_signal_ends_a_process_at_once(small, tmp_path):
             run.wait_for("waiting for ever", rank)
         began = time.monotonic()
         while alive := run.alive():
-            # Signals within a second count as one, because a launcher passes on what a terminal has sent already.
+            # Signals within a second count as one, because a launcher passes on what a terminal has already sent.
             run.send(signal.SIGTERM, *alive)
             time.sleep(0.2)
             assert time.monotonic() - began < 20, run.console  # after 25 s the guard gives up saving
@@ -173,7 +173,7 @@ def passes_of_three_seconds_from_iteration_3():
 
 
 def test_processes_that_are_stopped_one_after_another_save_all_the_same(small, tmp_path):
-    """As by hand on two hosts: the second process has long heard of the first one's signal when its own comes."""
+    """As by hand on two hosts: the second process knows of the first one's signal long before its own comes."""
     with Command(small, tmp_path / "run", fault=passes_of_three_seconds_from_iteration_3) as run:
         for rank in (0, 1):
             run.wait_for("a slow pass", rank)

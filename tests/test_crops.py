@@ -1,4 +1,4 @@
-"""The random crop of training has torchvision's distribution, and is a function of (seed, epoch, image) alone."""
+"""The random crop of training has torchvision's distribution, and depends only on (seed, epoch, image)."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def our_crops(draw, height, width, num_crops=NUM_CROPS):
 
 
 def largest_gap(ours, theirs):
-    """Between two samples' distribution functions (Kolmogorov and Smirnov's statistic)."""
+    """Return the largest gap between two samples' distribution functions (Kolmogorov and Smirnov's statistic)."""
     at = np.union1d(ours, theirs)
     return max(
         abs(
@@ -43,7 +43,7 @@ def properties(crops, height, width):
     }
 
 
-@pytest.mark.parametrize("height, width", [(375, 500), (500, 333), (40, 40), (100, 500)])  # many tries fail in the last
+@pytest.mark.parametrize("height, width", [(375, 500), (500, 333), (40, 40), (100, 500)])  # the last has many failed tries
 def test_crops_are_distributed_as_torchvision_s(draw, height, width):
     torch.manual_seed(0)
     image = torch.empty(3, height, width)
@@ -89,12 +89,12 @@ def test_crops_differ_between_images_epochs_and_seeds(draw):
 
 
 def test_no_random_number_serves_twice(draw, monkeypatch):
-    """Or small crops, say, would be the mirrored ones. Here only the last try of each image fits."""
+    """Otherwise small crops, for example, could be the mirrored ones. Here only the last try of each image fits."""
     taken = []
 
     def recorded(key, position):
         taken.append(int(position))
-        return float(len(taken) % 23 < 20)  # 1 of each image for its flip, 18 for 9 tries, 4 for the last
+        return float(len(taken) % 23 < 20)  # per image: 1 for its flip, 18 for 9 tries, 4 for the last try
 
     monkeypatch.setattr("lbsgd.data.crops.uniform", recorded)
     for image in range(3):

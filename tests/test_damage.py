@@ -1,4 +1,4 @@
-"""Files that are damaged, replaced or not what they say: one line each, never a traceback, a crash or wrong images."""
+"""Damaged, replaced or wrong files give one line each, never a traceback, a crash or wrong images."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mutated(whole, tmp_path_factory):
-    """A copy to write over, without its manifest."""
+    """A copy to overwrite, without its manifest."""
     folder = tmp_path_factory.mktemp("mutated")
     shutil.copy(whole / "val.beton", folder)
     return folder
@@ -51,14 +51,14 @@ def epoch(beton):
 
 
 def table_bytes(path):
-    """Return the places of all bytes that are no image's."""
+    """Return the places of all bytes that belong to no image."""
     layout = read_layout(path)
     return np.r_[0 : layout.images_at, layout.images_end : layout.identity.num_bytes].tolist()
 
 
 @st.composite
 def mutations(draw):
-    """A function of (content, places of the tables' bytes) that returns other content."""
+    """Draw a function of (content, places of the tables' bytes) that returns damaged content."""
     kind = draw(st.sampled_from(["bytes", "header", "number", "cut", "longer"]))
     place, value = (
         draw(st.floats(0, 1, exclude_max=True)),

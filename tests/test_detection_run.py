@@ -1,4 +1,4 @@
-"""A detector's run: on to the bit after a stop inside an epoch, on other numbers of processes, and by its command."""
+"""A detector's run: equal bits after a stop inside an epoch, on other numbers of processes, and by its command."""
 
 import json
 import os
@@ -37,7 +37,7 @@ from lbsgd.train.saver import Saver
 from lbsgd.train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
-LENGTHS = ("lbsgd.iterations=4", "lbsgd.decay.iterations=[3]", "lbsgd.warmup.iterations=1")  # of 16: 5 of 12 images
+LENGTHS = ("lbsgd.iterations=4", "lbsgd.decay.iterations=[3]", "lbsgd.warmup.iterations=1")  # 4 of 16: 5 of 12 images
 SIDES = ("lbsgd.detection.shorter_side=64", "lbsgd.detection.longer_side=128")
 
 
@@ -54,7 +54,7 @@ def scenes(tmp_path_factory):
 
 
 def trainer(stack, scenes, folder, resume=False, workers=0):
-    """12 images an update, 2 updates an epoch, on this group of processes."""
+    """A trainer with 12 images per update and 2 updates per epoch, on this group of processes."""
     lbsgd.train.engine.start_processes()
     processes = Processes.from_environment()
     world_size = torch.distributed.get_world_size()
@@ -75,7 +75,7 @@ def trainer(stack, scenes, folder, resume=False, workers=0):
 
 
 def run(scenes, folder, last, resume=False, workers=0, evaluate_every=1):
-    """Train up to an iteration; the weights, the losses of the iterations and the records of the evaluations."""
+    """Train up to an iteration. Return the weights, the iterations' losses and the records of the evaluations."""
     with ExitStack() as stack:
         ours = trainer(stack, scenes, folder, resume, workers)
         ours.train(last, evaluate_every)
@@ -89,13 +89,13 @@ def run(scenes, folder, last, resume=False, workers=0, evaluate_every=1):
 
 @pytest.fixture(scope="module")
 def whole(scenes, tmp_path_factory):
-    """A run without a stop, its images from two loader workers."""
+    """An uninterrupted run, with images from two loader workers."""
     return in_processes(1, run, scenes, tmp_path_factory.mktemp("whole"), 5, False, 2)[0]
 
 
 @pytest.fixture(scope="module")
 def stopped_run(scenes, tmp_path_factory):
-    """A run that is evaluated every second epoch, and ended after 3 iterations, in the middle of that."""
+    """A run that is evaluated every second epoch, stopped after 3 iterations, in the middle of two epochs."""
     folder = tmp_path_factory.mktemp("stopped")
     return folder, in_processes(1, run, scenes, folder, 3, False, 0, 2)[0]
 
@@ -120,7 +120,7 @@ def test_an_epoch_that_is_not_evaluated_has_a_record_without_those_numbers(stopp
 
 
 def overflowing_at_the_evaluation(scenes, folder):
-    """Train until outputs overflow at an evaluation; return what ends the run, and its records of epochs."""
+    """Train until outputs overflow in an evaluation. Return the error that ends the run, and its epoch records."""
     with ExitStack() as stack:
         ours = trainer(stack, scenes, folder)
         evaluate, scores = ours.evaluate, ours.engine.module.roi_heads.box_predictor.cls_score
@@ -134,7 +134,7 @@ def test_a_detector_whose_outputs_are_no_numbers_has_diverged(scenes, tmp_path):
     [(said, records)] = in_processes(1, overflowing_at_the_evaluation, scenes, tmp_path)
     newest = tmp_path / "iteration_00000002"
     assert said.startswith(f"after iteration 1 the box AP is not a number; the newest checkpoint is {newest}; ")
-    assert records == []  # with an AP of 0
+    assert records == []  # none with an AP of 0
 
 
 def copied(folder, to):
@@ -150,7 +150,7 @@ def test_a_run_that_goes_on_inside_an_epoch_ends_with_the_same_bits(whole, stopp
 
 
 def test_it_goes_on_with_the_same_images_on_other_numbers_of_processes(whole, stopped, scenes, tmp_path):
-    """Losses of the next iteration are those of one process; after it, kinks of ReLU and NMS part the runs."""
+    """The next iteration's losses equal those of one process. After it, kinks of ReLU and NMS make the runs differ."""
     result = in_processes(3, run, scenes, copied(stopped, tmp_path), 4, True)[0]
     assert result[1][3] == pytest.approx(whole[1][3], rel=1e-4)
 
@@ -187,7 +187,7 @@ def test_a_detector_that_is_evaluated_on_its_training_images_says_so(val_split, 
 
 
 def evaluation(scenes, weights, *flags):
-    """The request of an evaluation of weights, which rank 0 has held against their training."""
+    """The request of an evaluation of weights, which rank 0 has compared with their training."""
     config = ("--deepspeed_config", str(ROOT / "ds_configs/detection/scenes.json"), "--data_dir", str(scenes))
     weights.parent.mkdir(exist_ok=True)
     weights.touch()
@@ -199,7 +199,7 @@ def evaluation(scenes, weights, *flags):
 
 @pytest.fixture
 def other_categories(scenes, tmp_path):
-    """The scenes, of which the training annotations have another name for the third category."""
+    """The scenes with another name for the third category in the training annotations."""
     folder = shutil.copytree(scenes, tmp_path / "others")
     place = folder / "annotations/instances_train.json"
     content = json.loads(place.read_text())
@@ -217,7 +217,7 @@ def test_weights_that_may_know_other_categories_by_the_training_annotations_are_
     annotations = other_categories / "annotations/instances_train.json"
     for damage in (lambda: annotations.write_text("version https://git-lfs.github.com"), annotations.unlink):
         damage()
-        evaluation(other_categories, tmp_path / "weights.pt")  # nobody can say
+        evaluation(other_categories, tmp_path / "weights.pt")  # nobody knows what they were trained on
         assert told not in capsys.readouterr().out
 
 
@@ -314,7 +314,7 @@ def backbone_of(folder):
 
 
 def test_all_processes_begin_with_the_backbone_of_rank_0(tmp_path):
-    """DeepSpeed makes parameters alike, and would leave each host its own statistics of batch norm."""
+    """DeepSpeed makes parameters equal, but would leave each host its own batch-norm statistics."""
     for rank in range(2):  # the third has none
         (tmp_path / f"host{rank}").mkdir()
         torch.save({"bn1.running_mean": torch.full((4,), float(rank))}, tmp_path / f"host{rank}" / "weights.pt")

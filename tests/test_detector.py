@@ -1,4 +1,4 @@
-"""The detector: forwards of n images, samples drawn per image, what is frozen, and the backbone that it starts from."""
+"""The detector: forwards of n images, samples drawn per image, frozen parts, and the backbone that it starts from."""
 
 import copy
 import math
@@ -26,7 +26,7 @@ BOUND = 1e-5
 
 
 def gradients(network, parts):
-    """The gradient of the mean loss over parts, each one call of the network."""
+    """The gradient of the mean loss over parts, each in one call of the network."""
     network.zero_grad()
     for part in parts:
         (network([e.pixels for e in part], [e.target for e in part]) / len(parts)).backward()
@@ -38,11 +38,11 @@ def far(ours, theirs):
 
 
 def test_a_micro_batch_of_several_n_is_as_many_forwards_of_n():
-    """With images of unequal sizes, because a larger forward would pad all to the largest and mean over all regions."""
+    """The images have different sizes: a larger forward would pad all to the largest, and average over all regions."""
     batch, ours = examples(4, sides=((64, 96), (80, 64), (96, 128), (64, 64))), detector()
     separate = gradients(ours, [batch[:2], batch[2:]])
     assert far(gradients(ours, [batch]), separate) < BOUND
-    ours.per_forward = 4  # the mistake: one forward of all images
+    ours.per_forward = 4  # the mistake: one forward with all images
     assert far(gradients(ours, [batch]), separate) > 100 * BOUND
 
 
@@ -50,7 +50,7 @@ def test_an_image_has_the_same_samples_wherever_it_is_processed():
     batch, ours = examples(4), detector()
     torch.manual_seed(0)
     first = gradients(ours, [batch[:2], batch[2:]])
-    torch.manual_seed(1)  # torch's own generator has no part in it
+    torch.manual_seed(1)  # torch's own generator is not used
     assert torch.equal(first, gradients(ours, [batch[:2], batch[2:]]))
     other = [e._replace(target={**e.target, "draw": e.target["draw"] + 2}) for e in batch]
     assert far(gradients(ours, [other[:2], other[2:]]), first) > 100 * BOUND
@@ -74,7 +74,7 @@ def test_what_an_image_s_regions_are_does_not_depend_on_the_images_before(height
 
 @pytest.mark.parametrize("height, width", [(96, 64), (160, 224), (800, 1056)])
 def test_anchors_of_every_level_lie_as_far_apart_as_its_pixels(height, width):
-    """Also where the last map has half a row or column too much; torchvision moved its anchors together."""
+    """Even if the last map has half a row or column too many, where torchvision's anchors moved together."""
     levels = range(2, 7)
     maps = [torch.zeros(1, 1, math.ceil(height / 2**level), math.ceil(width / 2**level)) for level in levels]
     [found] = detector().rpn.anchor_generator(ImageList(torch.zeros(1, 3, height, width), [(height, width)]), maps)
@@ -185,7 +185,7 @@ def test_a_backbone_is_loaded_whole_or_refused_by_name():
 
 
 def test_the_paper_s_detector_has_the_paper_s_sizes():
-    """R-50-FPN, 44.4 million parameters as torchvision counts them for 91 classes; ours has COCO's 80."""
+    """R-50-FPN has 44.4 million parameters in torchvision, for 91 classes. Ours has COCO's 80."""
     with torch.device("meta"):
         ours = mask_rcnn(80, N, type(SIZES)(), seed=0)
     assert ours.rpn.pre_nms_top_n() == ours.rpn.post_nms_top_n() == 2000
@@ -204,7 +204,7 @@ def plan(world_size, micro_batch):
 
 
 def gradient_of_an_update(seed, micro_batch):
-    """The reduced gradient of the first update of 8 images, on this group of processes."""
+    """The reduced gradient of the first update, of 8 images, on this group of processes."""
     processes = start_processes()
     engine, ours = lbsgd.initialize(detector(seed), plan(processes.world_size, micro_batch))
     engine.train()
@@ -259,9 +259,9 @@ def all_trained(seeds, micro_batch):
 
 
 def in_plain_pytorch(seed, halves):
-    """The same by torch.optim.SGD; with halves, gradients are summed in the order of two processes."""
+    """The same with torch.optim.SGD. halves: sum gradients in the order of two processes."""
     network, ours = detector(seed), plan(1, 2)
-    lay_out(network)  # as the engine does: another layout rounds each convolution otherwise
+    lay_out(network)  # as the engine does: each convolution rounds differently in another layout
     weights = [p for name, p in network.named_parameters() if p.requires_grad and not name.endswith("bias")]
     biases = [p for name, p in network.named_parameters() if p.requires_grad and name.endswith("bias")]
     sgd = torch.optim.SGD([{"params": weights, "weight_decay": 1e-4}, {"params": biases}], lr=0.1, momentum=0.9)

@@ -1,4 +1,4 @@
-"""A run warns of a GPU that torch cannot use, before anything takes long; --deterministic reaches cuDNN."""
+"""A run warns of a GPU that torch cannot use before anything slow begins. --deterministic reaches cuDNN."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -95,7 +95,7 @@ V100 = "V100 (compute capability 7.0) only emulates bf16: results are right, but
         ("bf16", (7, 0), "12.8", V100),
         ("bf16", (8, 0), "12.8", ""),
         ("fp16", (7, 0), "12.8", ""),
-        ("bf16", (7, 0), None, ""),  # AMD's, which count otherwise
+        ("bf16", (7, 0), None, ""),  # AMD's, which are numbered differently
     ],
 )
 def test_a_gpu_that_emulates_bf16_is_told_with_what_is_faster(precision, capability, cuda, said, monkeypatch):

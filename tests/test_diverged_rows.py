@@ -1,4 +1,4 @@
-"""Rows of which seeds have diverged, in pictures and pages: the seeds that are left never stand for the whole row."""
+"""Rows with diverged seeds in pictures and pages: the remaining seeds never stand for the whole row."""
 
 import math
 import shutil
@@ -21,7 +21,7 @@ LOST = {"x1": 0, "x2": 0, "x4": 1, "x8": 2, "x16": 3}  # of three seeds
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """Figure 1 of rows that have lost seeds, and its family."""
+    """Figure 1 with rows that have lost seeds, and its family."""
     folder = tmp_path_factory.mktemp("figure1")
     for row in STUDIES["figure1"].rows(DIGITS):
         for seed in range(3 if row.name in LOST else 0):
@@ -61,7 +61,7 @@ def test_the_picture_over_the_batch_marks_what_has_diverged(table):
     whole, partly = axes.containers
     assert list(whole[0].get_xdata()) == [32, 64] and list(partly[0].get_xdata()) == [128, 256]
     assert partly[0].get_markerfacecolor() == "white" and partly[0].get_linestyle() == "None"
-    one_seed = partly[2][0].get_segments()[1]  # without a deviation, so without a bar
+    one_seed = partly[2][0].get_segments()[1]  # no deviation, so no bar
     assert all(math.isnan(y) for _, y in one_seed)
     [cross] = [line for line in axes.lines if line.get_label() == "all seeds diverged"]
     assert list(cross.get_xdata()) == [512]
@@ -83,7 +83,7 @@ def test_the_page_draws_the_marks_and_says_what_its_legend_is_of(table, tmp_path
     chart = dom[dom.index("<figure") : dom.index("</figure>")]
     assert [f">{kn}<" in chart for kn in (32, 64, 128, 256, 512)] == [True] * 5
     assert "<li>images per update 256:</li>" in chart  # the last batch with a number
-    assert "linear rule, gradual warmup <b></b>" in chart  # whose rows are of other batches
+    assert "linear rule, gradual warmup <b></b>" in chart  # its rows have other batches
     assert "without seeds that diverged <b>12 %</b>" in chart  # one seed: no deviation
     assert "all seeds diverged <b></b>" in chart
 

@@ -1,6 +1,6 @@
-"""A run that the code before the rebuilt house began: its log reads, its checkpoint resumes with the same losses.
+"""A run of the code before the rebuilt house: its log can be read, and its checkpoint resumes with the same losses.
 
-fixtures/earlier_run holds three iterations of tests/cluster/small.py. That code, resumed, took the losses below.
+fixtures/earlier_run holds three iterations of tests/cluster/small.py. The old code, resumed, had the losses below.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""lbsgd inside DeepSpeed: the learning rates of its updates; a state that moves between world sizes and ZeRO stages."""
+"""lbsgd inside DeepSpeed: its learning rates, and a state that moves between world sizes and ZeRO stages."""
 
 import copy
 import logging
@@ -41,7 +41,7 @@ def test_every_update_takes_the_lr_of_its_iteration_in_every_group(stage):
 
 def test_an_update_that_overflow_skips_shifts_no_later_learning_rate():
     config = recipe(stage=1, micro_batch=K * N)
-    config["zero_optimization"]["compute_grad_norm"] = True  # in fp32 ZeRO looks at the norm alone
+    config["zero_optimization"]["compute_grad_norm"] = True  # in fp32 ZeRO checks only the norm
     engine, plan = lbsgd.initialize(network(), config)
     infinite = float("inf")
     lrs = train(
@@ -55,7 +55,7 @@ def test_an_update_that_overflow_skips_shifts_no_later_learning_rate():
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_in_fp32_no_update_is_skipped_unsaid(stage):
-    """The trainer ends a run whose loss is no number; with its norm of gradients ZeRO would skip them for ever."""
+    """The trainer ends a run whose loss is not a number. With its norm of gradients ZeRO would skip updates forever."""
     engine, plan = lbsgd.initialize(network(), recipe(stage=stage, micro_batch=K * N))
     train(engine, plan, last=2, backward=lambda engine, loss: engine.backward(loss * float("inf")))
     assert engine.skipped_steps == 0 and not all(weight.isfinite().all() for weight in engine.module.parameters())
@@ -84,7 +84,7 @@ def test_a_process_that_only_takes_part_keeps_nothing_of_the_state():
 
 
 def test_momentum_and_counters_are_part_of_the_state():
-    """A check that can fail: without the momentum, or an iteration off, the resumed run ends elsewhere."""
+    """The check can fail: without the momentum, or an iteration off, the resumed run ends elsewhere."""
     half, _ = trained(recipe(), last=ITERATIONS // 2)
     whole, _ = trained(recipe())
     resumed, _ = trained(recipe(), state=half, seed=1)
@@ -116,7 +116,7 @@ def test_one_process_reduces_nothing():
 
 @pytest.mark.parametrize("micro_batch", [K * N, N])
 def test_zero_1_takes_the_gradients_of_one_process_where_they_lie(monkeypatch, expected, micro_batch):
-    """Without a hook or a copy of each; in fp16 to the bit what DeepSpeed's copies give, overflows included."""
+    """Without a hook or a copy of each. In fp16 the bits are those of DeepSpeed's copies, including overflows."""
     engine, _ = lbsgd.initialize(network(), aggregated(recipe(1, micro_batch=micro_batch)))
     assert engine.optimizer._grad_acc_hooks == []
     with pytest.raises(RuntimeError, match=r"use engine.backward\(loss\)"):
@@ -137,7 +137,7 @@ def test_zero_1_takes_the_gradients_of_one_process_where_they_lie(monkeypatch, e
 
 
 @pytest.mark.parametrize("stage, aggregation", [(0, None), (1, None), (2, None), (1, {}), (0, {})])
-@pytest.mark.parametrize("passes", [1, K])  # of the unfinished iteration, whose update does not come
+@pytest.mark.parametrize("passes", [1, K])  # in the unfinished iteration, whose update never comes
 def test_a_restored_state_forgets_the_gradients_of_an_unfinished_iteration(stage, aggregation, passes):
     config = recipe(stage)
     config["lbsgd"]["aggregation"] = aggregation
@@ -168,7 +168,7 @@ def test_a_restored_state_forgets_the_gradients_of_an_unfinished_iteration(stage
     ],
 )
 def test_what_deepspeed_refuses_when_it_starts_is_one_line(key, value, words):
-    """A plan that no rule has looked at, as if a rule were missing."""
+    """For a plan that no rule has checked, as if a rule were missing."""
     plan = Plan.read(recipe(stage=1), 1)
     put(plan.config, key, value)
     with pytest.raises(ConfigError, match=words) as refused:
@@ -177,7 +177,7 @@ def test_what_deepspeed_refuses_when_it_starts_is_one_line(key, value, words):
 
 
 class TwoPaths(torch.nn.Module):
-    """A network whose last layer only some iterations use."""
+    """A network whose last layer is used in only some iterations."""
 
     def __init__(self):
         super().__init__()
@@ -219,7 +219,7 @@ def test_what_is_trained_is_what_was_when_the_engine_was_made(stage, was, words)
         with pytest.raises(TrainingError, match=words):
             train(engine, plan, 1, 2)
         engine.eval()
-        engine(global_batch(1)[0].to(engine.device))  # evaluation may go on
+        engine(global_batch(1)[0].to(engine.device))  # evaluation may still run
         return
     train(engine, plan, 1, 2)
     assert torch.equal(before, engine.module.conv.weight)
@@ -337,7 +337,7 @@ def test_weights_that_have_no_values_yet_are_refused_before_an_optimizer_takes_t
 
 
 class Own(torch.nn.BatchNorm2d):
-    """It might do more than torch's."""
+    """A subclass that might do more than torch's."""
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_a_batch_norm_that_cannot_be_converted_is_the_users_to_mend(norm, words)
 
 
 class Scaled(torch.nn.Module):
-    """The network with a learnt temperature, as contrastive networks have it."""
+    """The network with a learned temperature, as in contrastive networks."""
 
     def __init__(self, shape):
         super().__init__()
@@ -368,7 +368,7 @@ class Scaled(torch.nn.Module):
 
 
 def trained_with_a_scale(stage, shape):
-    """Weights after 4 updates with a state put back in their middle; ranks begin with different scales."""
+    """Weights after 4 updates, with a state restored in the middle. Ranks begin with different scales."""
     model = Scaled(shape)
     with torch.no_grad():
         model.scale += torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
@@ -416,7 +416,7 @@ def test_a_network_in_float64_goes_on_to_the_bit():
 
 
 class Complex(torch.nn.Module):
-    """A layer with a complex weight."""
+    """A layer with complex weights."""
 
     def __init__(self):
         super().__init__()
@@ -474,7 +474,7 @@ def test_a_package_that_a_block_asks_for_is_named(monkeypatch):
 
 
 def test_another_number_of_passes_than_the_plans_is_refused():
-    """Two processes that share a sequence count as one, so DeepSpeed takes twice the passes."""
+    """Two processes that share a sequence count as one, so DeepSpeed takes twice as many passes."""
     plan = Plan.read(recipe(micro_batch=2 * N), 1)
     plan.config["sequence_parallel_size"] = 2
     passes = plan.accumulation_steps

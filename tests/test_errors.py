@@ -1,4 +1,4 @@
-"""What becomes of the words of other packages' errors and of their versions."""
+"""How the messages and versions of other packages are shown."""
 
 import pytest
 

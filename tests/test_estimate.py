@@ -1,4 +1,4 @@
-"""`--dry_run` tells the size and the time of a conversion from a few images."""
+"""`--dry_run` estimates the size and the time of a conversion from a few images."""
 
 import re
 import subprocess
@@ -26,7 +26,7 @@ def damaged(tmp_path):
 
 
 def test_a_dry_run_tells_the_size_and_what_cannot_be_decoded(damaged, tmp_path, monkeypatch):
-    # Other tests fill and empty the disk meanwhile.
+    # because other tests fill and empty the disk
     monkeypatch.setattr("lbsgd.convert.estimate.free_bytes", lambda folder: 10**12)
     lines = look(damaged, tmp_path / "data", 2, max_side=500).splitlines()
     assert "2 of 6 images looked at cannot be decoded" in lines[4]
@@ -44,7 +44,7 @@ def test_a_dry_run_tells_the_size_and_what_cannot_be_decoded(damaged, tmp_path, 
 
 
 def test_a_dry_run_prints_nothing_of_opencv_s_own(damaged, tmp_path, capfd):
-    """Such as that no JPEG is 70,000 pixels wide."""
+    """For example that no JPEG is 70,000 pixels wide."""
     Image.new("L", (70_000, 1)).save(damaged / "train/ant/wide.png")
     assert "3 of 7 images looked at cannot be decoded" in look(damaged, tmp_path / "data", 2, short_side=64)
     assert capfd.readouterr() == ("", "")
@@ -69,13 +69,13 @@ for step in steps:
 
 
 def test_all_is_done_in_a_process_whose_opencv_has_threads(tmp_path):
-    """They are not there in a fork, which would wait for them."""
+    """The threads do not exist in a fork, which would wait for them."""
     command = [sys.executable, "-c", THREADED, str(make_tree(tmp_path / "source")), str(tmp_path / "data")]
     assert subprocess.run(command, cwd=ROOT, timeout=60).returncode == 0
 
 
 def photographs(folder):
-    """Make JPEGs whose sizes and sides differ as those of ImageNet do: 100 to 900 pixels, smooth to noisy."""
+    """Make JPEGs whose sizes and sides vary like ImageNet's: 100 to 900 pixels, smooth to noisy."""
     rng = np.random.default_rng(0)
     for number in range(60):
         height, width = rng.integers(100, 900, 2)
@@ -112,7 +112,7 @@ def test_a_dry_run_tells_the_size_within_a_tenth_from_a_few_images(photos, tmp_p
 
 @pytest.mark.parametrize("side", [1250, 1000])
 def test_a_dry_run_counts_what_is_left_at_the_ends_of_pages(tmp_path, side):
-    """Images of 4.7 or 3 MB in pages of 8.4 MB."""
+    """With images of 4.7 or 3 MB in pages of 8.4 MB."""
     for number in range(10):
         save(tmp_path / f"source/{'val' if number > 5 else 'train'}/a/{number}.JPEG", size=(side, side), phase=number)
     settings = dict(max_side=side, raw_fraction=1.0)
@@ -139,7 +139,7 @@ def test_sizes_are_estimated_from_the_sources_as_far_as_they_tell(found, mean):
 
 
 def test_a_dry_run_tells_the_time_that_it_takes(photos, tmp_path, monkeypatch, capsys):
-    """Of images that take 50 ms each, by two processes: 1.5 s."""
+    """For images that take 50 ms each, on two processes: 1.5 s."""
     quick = lbsgd.convert.image.stored_image
 
     def slow(*arguments, **options):
@@ -158,7 +158,7 @@ def test_a_dry_run_tells_the_time_that_it_takes(photos, tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize("free, fits", [(1_059_000, True), (1_049_000, False)])
 def test_the_margin_is_asked_for_on_what_is_still_to_be_written(monkeypatch, tmp_path, free, fits):
-    """1 MB of 10 MB is left: 5 % of 1 MB and not of 10."""
+    """1 MB of 10 MB remains: the margin is 5 % of 1 MB, not of 10."""
     told = SimpleNamespace(num_bytes=10_000_000)
     monkeypatch.setattr("lbsgd.convert.estimate.estimate", lambda *_, **__: told)
     monkeypatch.setattr("lbsgd.convert.estimate.free_bytes", lambda folder: free)

@@ -1,4 +1,4 @@
-"""An evaluation counts every validation image exactly once, on any number of processes, in the same whole numbers."""
+"""An evaluation counts each validation image exactly once, in the same whole numbers on any number of processes."""
 
 import copy
 import math
@@ -27,12 +27,12 @@ from lbsgd.train.session import evaluate_only
 from lbsgd.train.trainer import Trainer
 
 WORLD_SIZES = (1, 2, 3, 5)
-NUM_IMAGES, NUM_CLASSES = 53, 10  # a prime: no number of processes divides it
+NUM_IMAGES, NUM_CLASSES = 53, 10  # a prime, which no number of processes divides
 PIXELS = Pixels(resolution=6, device="cpu")
 
 
 def config(world_size):
-    """k = 30 workers of n = 2, which 1, 2, 3 and 5 processes can share; 20 epochs of 2 iterations."""
+    """k = 30 workers with n = 2, which 1, 2, 3 and 5 processes can share; 20 epochs of 2 iterations."""
     return {
         "train_batch_size": 60,
         "train_micro_batch_size_per_gpu": 60 // world_size,
@@ -54,11 +54,11 @@ def config(world_size):
 
 
 def test_an_image_whose_outputs_are_not_numbers_is_an_error(monkeypatch):
-    """topk takes NaN for the largest value, so that images of class 0 would count as right."""
+    """topk takes NaN as the largest value, so images of class 0 would count as correct."""
     monkeypatch.setattr(evaluation, "over_all_processes", torch.Tensor.tolist)
     logits = torch.eye(4)
     logits[0] = torch.nan  # of an image of class 0
-    logits[3, :2] = -torch.inf  # left out by answering_among
+    logits[3, :2] = -torch.inf  # excluded by answering_among
     network = lambda images: images  # noqa: E731
     network.device = "cpu"
     found = ResNet50().evaluate(network, [(logits, torch.arange(4))])
@@ -88,7 +88,7 @@ def make_trainer(engine, plan, train_data=None, val_data=None, folder=None):
 
 
 def trained_and_evaluated(world_size):
-    """Return the trainer's record of its own shares, that of torch's DistributedSampler's shares, and the weights."""
+    """Return the record with the trainer's shares, the one with the shares of torch's DistributedSampler, and the weights."""
     engine, plan = lbsgd.initialize(network(classes=NUM_CLASSES), config(world_size))
     rank = torch.distributed.get_rank()
     share = dict(seed=0, share=Share(rank, world_size))
@@ -104,7 +104,7 @@ def trained_and_evaluated(world_size):
 
 @pytest.fixture(scope="module")
 def records():
-    """By world size: what each of its processes returns."""
+    """The results of each process, by world size."""
     more = {world_size: in_processes(world_size, trained_and_evaluated, world_size) for world_size in WORLD_SIZES[1:]}
     return {1: [trained_and_evaluated(1)]} | more
 
@@ -120,7 +120,7 @@ def test_1_2_3_and_5_processes_count_each_image_once_and_find_the_same_correct(r
     with torch.no_grad():
         hits = model(images).topk(5).indices == labels[:, None]
     by_hand = {"val_correct_top1": int(hits[:, 0].sum()), "val_correct_top5": int(hits.sum()), "val_images": NUM_IMAGES}
-    assert 0 < by_hand["val_correct_top1"] < by_hand["val_correct_top5"] < NUM_IMAGES  # or a miscount could not show
+    assert 0 < by_hand["val_correct_top1"] < by_hand["val_correct_top5"] < NUM_IMAGES  # or a wrong count could not show
     for world_size in WORLD_SIZES:
         for record, _, _ in records[world_size]:
             assert whole_numbers(record) == by_hand
@@ -128,7 +128,7 @@ def test_1_2_3_and_5_processes_count_each_image_once_and_find_the_same_correct(r
 
 
 def test_shares_padded_to_equal_lengths_count_images_twice(records):
-    """torch's DistributedSampler pads: the error in % then depends on the number of processes."""
+    """torch's DistributedSampler pads, so the error in % depends on the number of processes."""
     wrong = [records[world_size][0][1] for world_size in WORLD_SIZES]
     assert [record["val_images"] for record in wrong] == [53, 54, 54, 55]
     assert len({record["val_top1_error_pct"] for record in wrong}) > 1
@@ -155,7 +155,7 @@ def test_our_shares_hold_each_image_once_where_a_sampler_repeats_or_drops_some(w
 
 
 def test_the_real_loader_gives_the_digits_once_on_any_number_of_ranks(digits_data):
-    """The labels, and how many of them an untrained classifier has right. 360 images are no multiple of 7."""
+    """Compare the labels, and how many of them an untrained classifier gets right. 360 images are no multiple of 7."""
     from lbsgd.data.loaders import EvalLoader
 
     torch.manual_seed(0)
@@ -167,7 +167,7 @@ def test_the_real_loader_gives_the_digits_once_on_any_number_of_ranks(digits_dat
     def counted(world_size):
         batches = []
         for rank in range(world_size):
-            of_rank = copy.copy(loader)  # spares a compilation
+            of_rank = copy.copy(loader)  # avoids a compilation
             of_rank.numbers = rank_share(len(loader.numbers), world_size=world_size, rank=rank)
             batches += [(labels, classifier(images).argmax(1) == labels) for images, labels in of_rank]
         labels, correct = (torch.cat(parts) for parts in zip(*batches, strict=True))
@@ -192,7 +192,7 @@ def test_a_run_is_judged_by_finite_numbers_only(value, broken):
     ],
 )
 def test_weights_without_numbers_give_no_result(value, words, capsys):
-    """Their logits are equal to nothing, and an error of 90 % or an AP of 0.00 would pass for one."""
+    """Comparisons with their logits are false, so an error of 90 % or an AP of 0.00 would pass for a result."""
     engine, plan = lbsgd.initialize(network(), config(1))
     trainer = make_trainer(engine, plan, val_data=FakeEval(6, 5, seed=0, batch=6, share=Share(), pixels=PIXELS))
     (name, weight), (_, bias) = list(engine.module.named_parameters())[-2:]

@@ -1,4 +1,4 @@
-"""Random images in place of a data set come through the loaders' interface, the same for any number of processes."""
+"""Random images in place of a data set have the loaders' interface, and are the same for any number of processes."""
 
 from dataclasses import replace
 

@@ -1,6 +1,6 @@
-"""Forked processes leave alone what their parent has dropped and not freed yet, such as a group of gloo.
+"""Forked processes do not free what their parent has dropped and not freed yet, such as a group of gloo.
 
-Its end waits for threads, which no fork has: a fork that frees it dies by a segmentation fault, or hangs.
+Freeing a group waits for threads, which a fork does not have. The fork then dies of a segmentation fault, or hangs.
 """
 
 import gc
@@ -19,7 +19,7 @@ class Group:
     """Ends a fork that frees it."""
 
     def __init__(self):
-        self.itself, self.process = self, os.getpid()  # a cycle: it waits for the collector
+        self.itself, self.process = self, os.getpid()  # a reference cycle, which waits for the collector
 
     def __del__(self):
         if os.getpid() != self.process:
@@ -54,7 +54,7 @@ def end_of_a_bare_fork():
 
 
 def test_a_pool_and_loader_workers_free_only_what_is_their_own(dropped_group):
-    assert end_of_a_bare_fork() == FREED_IN_A_FORK  # else the two lines below would show nothing
+    assert end_of_a_bare_fork() == FREED_IN_A_FORK  # or the two lines below would show nothing
     with ProcessPool(1, lambda: collect) as pool:
         assert [result for result, _ in pool.results([7])] == [7]
     assert list(loaded(Collects(), [[7]], 1)) == [[7]]

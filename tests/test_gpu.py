@@ -1,6 +1,6 @@
-"""What else must be right on a GPU: batch norm in half and channels_last, repeated bits, a run killed and resumed.
+"""What else must be right on a GPU: batch norm in half precision and channels_last, repeated bits, kill and resume.
 
-The CPU's variants show that the tests themselves are right.
+The variants on a CPU show that the tests themselves are right.
 """
 
 import os
@@ -52,17 +52,17 @@ def test_batch_norm_in_each_type_and_layout_is_that_of_float64(device, dtype, la
 
 @pytest.mark.parametrize("precision, stage", [("fp32", 0), ("bf16", 0), ("fp16", 1)])
 def test_two_runs_have_the_same_bits(device, monkeypatch, precision, stage):
-    """With cuDNN's algorithms that repeat their bits; ours always do."""
+    """With cuDNN's deterministic algorithms; ours always are."""
     if device == "cpu":
         monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
     config = recipe(stage) if precision == "fp32" else in_precision(precision, stage)
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False, allow_tf32=False):
         first, second = (trained(config, last=6)[0].weights for _ in "12")
     assert [name for name, w in first.items() if not torch.equal(w, second[name])] == []
-    assert distance(first, dict(network().named_parameters())) > 0.01  # they have learnt
+    assert distance(first, dict(network().named_parameters())) > 0.01  # they have learned
 
 
-ON_A_CPU = pytest.param("cpu", marks=pytest.mark.slow)  # test_crash.py has it there, to the bit and in less time
+ON_A_CPU = pytest.param("cpu", marks=pytest.mark.slow)  # test_crash.py checks it there, to the bit and faster
 
 
 @pytest.mark.parametrize("where", [ON_A_CPU, pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -1,4 +1,4 @@
-"""The gradient's noise: the formulas on numbers worked by hand, and Var(∇L_k) = Var(∇L_1)/k on real digits."""
+"""The gradient's noise: the formulas on numbers worked out by hand, and Var(∇L_k) = Var(∇L_1)/k on real digits."""
 
 from types import SimpleNamespace
 
@@ -74,7 +74,7 @@ def config(stage, every=1):
 
 
 def measured(stage):
-    """What a process finds in one update of a linear network, and what follows from its images' own gradients.
+    """What a process measures in one update of a linear network, and what follows from its images' own gradients.
 
     The network has a parameter that its loss does not use.
     """
@@ -116,7 +116,7 @@ def test_an_engine_s_chunks_give_the_same_numbers_on_any_processes(processes, st
 
 
 def spread_of(first, last):
-    """The spread after 2 passes that hold images first ... last, in workers of 4."""
+    """The spread after 2 passes with the images first ... last, in workers of 4."""
     layer = lbsgd.convert_batch_norm(torch.nn.Sequential(torch.nn.BatchNorm2d(3)), 4, passes=2)
     images = (
         torch.randn(16, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 2, 3])[:, None, None]

@@ -1,6 +1,6 @@
-"""--cuda_graphs: replayed blocks are the plain step, on a GPU to the bit; and gradients come as before.
+"""--cuda_graphs: replayed blocks equal the plain step, on a GPU to the bit, and gradients come as before.
 
-Without a GPU a recording calls its function again and copies the values into place. All but the graphs is the same.
+Without a GPU a recording calls its function again and copies the values into place. Only the graphs are missing.
 """
 
 import copy
@@ -29,13 +29,13 @@ from lbsgd.train.engine_state import gather_state, restore_state
 from lbsgd.train.graphs import by_rule, graph_blocks
 from lbsgd.train.recording import CudaRecorder, Recording
 
-WARM_UP = 2  # passes that run as they are
+WARM_UP = 2  # passes before recording
 
 
 class CallsAgain:
-    """Stands in for CUDA graphs on a CPU, counts, and sees to it that replays follow one another as they were recorded.
+    """Replaces CUDA graphs on a CPU, counts, and checks that replays follow each other in the order of the recordings.
 
-    On a GPU they share memory: one in another place would write over what a later one needs.
+    On a GPU they share memory, so a replay out of order would overwrite what a later one needs.
     """
 
     def __init__(self):
@@ -75,7 +75,7 @@ def repeatable():
 
 @pytest.fixture(autouse=True)
 def forwards(monkeypatch):
-    """Note the replayed forwards, and see to it that an output lies unchanged until its backward, which may read it."""
+    """Note the replayed forwards, and check that an output is unchanged until its backward, which may read it."""
     forward, backward, calls = Recording.forward, Recording.backward, []
 
     def note(self, *arguments):
@@ -165,7 +165,7 @@ def test_a_replayed_run_goes_on_from_its_state_to_the_bit(recorder):
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_gradients_that_wait_for_the_update_outlast_another_pass(recorder, stage):
-    """With one pass an update ZeRO 1 takes them from the graphs' own memory, where another replay writes."""
+    """With one pass per update ZeRO 1 takes them from the graphs' own memory, which another replay overwrites."""
     found = []
     for made in (None, recorder):
         engine, plan = engine_of(aggregated(recipe(stage, micro_batch=K * N)), made)
@@ -183,7 +183,7 @@ def test_gradients_that_wait_for_the_update_outlast_another_pass(recorder, stage
 
 
 class Network:
-    """A network of two replayed blocks, with all that one step of it leaves."""
+    """A network of two replayed blocks, with everything that one step changes."""
 
     def __init__(self, passes=1):
         self.model, self.recorder = convert_batch_norm(network(), N), CallsAgain()
@@ -191,7 +191,7 @@ class Network:
         self.plain = convert_batch_norm(network(), N)
 
     def step(self, x, change=lambda model: None):
-        """Whether a forward and backward of both are the same, gradients and running statistics included."""
+        """Whether a forward and backward of both are equal, including gradients and running statistics."""
         found = []
         for model in (self.model, self.plain):
             change(model)
@@ -263,7 +263,7 @@ def test_two_forwards_before_their_backwards_do_not_spoil_each_other(ours):
         (model(first).square().mean() + model(second).mean()).backward()
     pairs = zip(ours.model.parameters(), ours.plain.parameters(), strict=True)
     assert all(torch.equal(a.grad, b.grad) for a, b in pairs) and ours.replays() == 4
-    ours.model(first), ours.plain(first)  # a forward that nobody follows up
+    ours.model(first), ours.plain(first)  # a forward without a backward
     assert ours.replays() == 2
     ours.recorder.last = 0, True
     assert ours.step(second) and ours.replays() == 4
@@ -378,7 +378,7 @@ def test_a_block_does_not_replay_while_later_ones_wait_for_their_backward():
 
 
 class Probed(nn.Module):
-    """A block whose output two heads read; a loss may leave the second head's path, or the first's, out."""
+    """A block whose output two heads read. A loss may leave out the path of either head."""
 
     def __init__(self):
         super().__init__()
@@ -396,7 +396,7 @@ def test_what_saved_a_block_s_output_beyond_the_next_replay_gets_an_error_and_no
     graph_blocks(ours, 1, recorder := CallsAgain())
     for _ in range(WARM_UP + 1):
         sum(ours(images())).backward()
-    kept = ours(images())[1]  # the head's path is dropped, so the block waits for no backward
+    kept = ours(images())[1]  # one head's path is dropped, so the block waits for no backward
     recorder.last = 0, True
     ours(images())
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -503,7 +503,7 @@ def test_a_backward_after_the_weights_have_moved_is_that_of_its_forward(ours):
     move_a_later_block(ours.model)
     with torch.no_grad():
         ours.plain(x)
-    ours.model(x)  # sees that the weights have moved
+    ours.model(x)  # notices that the weights have moved
     for loss in losses:
         loss.backward()
     pairs = zip(ours.model.parameters(), ours.plain.parameters(), strict=True)

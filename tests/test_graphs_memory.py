@@ -1,4 +1,4 @@
-"""Counts on a CPU what CUDA graphs of the residual blocks add to the memory of a training step."""
+"""Counts on a CPU how much memory CUDA graphs of the residual blocks add to a training step."""
 
 import pytest
 import torch
@@ -15,9 +15,9 @@ PLAIN = 2  # steps before the blocks are recorded
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes that a step's tensors take at once, beside those of the network: in all, in recordings, elsewhere.
+    """The peak bytes of a step's tensors, without the network's: in all, in recordings, elsewhere.
 
-    What recordings allocate lies in a pool of their own, which other tensors cannot use, and the other way round.
+    Recordings allocate in a separate pool. Other tensors cannot use it, nor can recordings use other memory.
     """
 
     def __init__(self, model):
@@ -43,7 +43,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class CallsOnce:
-    """Records, and replays nothing: a replay makes no tensors."""
+    """Records, but replays nothing: a replay makes no tensors."""
 
     def record(self, function):
         self.live.in_recording = True
@@ -57,7 +57,7 @@ class CallsOnce:
     "name, images, pixels, live, apart", [("resnet18", 32, 64, 1.04, 1.17), ("resnet50", 4, 224, 0.95, 1.10)]
 )
 def test_what_recording_adds_to_the_memory_of_a_step(name, images, pixels, live, apart):
-    """Of a plain step's peak: what is alive at once, and the peaks of the recordings' pool and of the rest together."""
+    """Relative to a plain step's peak: the live bytes, and the peaks of the recordings' pool plus that of the rest."""
     model, recorder = convert_batch_norm(getattr(torchvision.models, name)(), images), CallsOnce()
     graph_blocks(model, 1, recorder)
 
@@ -67,7 +67,7 @@ def test_what_recording_adds_to_the_memory_of_a_step(name, images, pixels, live,
             model(torch.randn(images, 3, pixels, pixels)).sum().backward()
         return recorder.live
 
-    plain, *_, recorded = [live_bytes() for _ in range(PLAIN + 1)]  # all blocks when the last forward begins
+    plain, *_, recorded = [live_bytes() for _ in range(PLAIN + 1)]  # all blocks once the last forward begins
     assert plain.pool == 0 < recorded.pool
     assert recorded.peak / plain.peak == pytest.approx(live, abs=0.02)
     both = recorded.pool + recorded.elsewhere

@@ -1,4 +1,4 @@
-"""The threads that end a process, and what processes tell each other beside collective calls."""
+"""The threads that end a process, and what processes tell each other outside collective calls."""
 
 import io
 import os
@@ -38,7 +38,7 @@ ALONE = Processes(rank=0, world_size=1, local_rank=0, local_world_size=1)
 
 
 def two_peers(store=None, hosts=("alpha", "beta")):
-    """Return both of two processes on two hosts, which have met at a store of this process."""
+    """Return both of two processes on two hosts that have met at a store of this process."""
     store = store or HashStore()
     met = []
     for rank, host in enumerate(hosts):
@@ -61,7 +61,7 @@ def test_what_differs_between_hosts_is_named():
 
 
 def test_versions_of_which_the_training_depends_must_be_the_same_on_all_hosts(monkeypatch):
-    """NumPy draws the same order of images from the same version only."""
+    """NumPy draws the same order of images only in the same version."""
     plan, facts = Plan.read(ROOT / "ds_configs/digits.json", 1), []
     for version in ("2.4.6", "2.2.6"):
         monkeypatch.setattr("lbsgd.train.facts.installed", lambda package, version=version: f"{package} {version}")
@@ -128,7 +128,7 @@ def test_a_run_that_torchrun_starts_again_hears_nothing_of_the_failure_before(me
     """Its agent keeps the store over restarts."""
     agent = TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=True, wait_for_workers=False)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    [gave_up] = meet_in_threads(2, [0], seconds=0.5)  # which it tells to those that wait
+    [gave_up] = meet_in_threads(2, [0], seconds=0.5)  # it tells those that wait
     assert isinstance(gave_up, LostProcessError)
     first, second = meet_in_threads(2, [0, 1], seconds=30)
     first.fail(DataError("no such file")), first.request_stop("SIGTERM")
@@ -149,7 +149,7 @@ def test_the_reason_that_nccl_gives_last_is_told():
 
 
 def test_words_of_a_connection_tell_of_no_lost_process_where_nobody_else_is_or_no_call_failed(monkeypatch):
-    """Each is a bug, also where the console that its traceback goes to is gone."""
+    """Each is a bug, even if the console for its traceback is gone."""
     console = io.StringIO()
     console.close()
     monkeypatch.setattr("sys.stderr", console)
@@ -202,7 +202,7 @@ def test_a_request_to_stop_reaches_the_others():
 
 
 class Ending:
-    """A process that ran function(*arguments): its exit code, and the text that it printed."""
+    """A process that ran function(*arguments): its exit code and its output."""
 
     def __init__(self, tmp_path, function, *arguments, signals=()):
         path = tmp_path / "console"
@@ -280,7 +280,7 @@ def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path):
 
 
 def cannot_save():
-    """It goes on and on with its passes."""
+    """A process that goes on with its passes and never saves."""
     guard_module.SAVE_SECONDS = 0.5
     with Guard(ALONE, 60) as guard:
         guard.nothing_to_save = False
@@ -316,7 +316,7 @@ class Clock:
 
 
 def moves():
-    """Three times the timeout by the guard's clock, never more than 0.9 of it at one place."""
+    """Runs for three times the timeout by the guard's clock, and never more than 0.9 of it at one place."""
     clock = guard_module.time = Clock()
     with Guard(ALONE, 1) as guard:
         for _ in range(4):
@@ -363,7 +363,7 @@ def test_a_process_whose_launcher_is_gone_ends_also_where_nobody_asks_for_the_la
 
 
 def launcher_dies_and_a_signal_says_so():
-    """As the kernel, or DeepSpeed's launcher, sends SIGTERM to the processes of a launcher that has died."""
+    """As when the kernel, or DeepSpeed's launcher, sends SIGTERM to the processes of a launcher that has died."""
     launcher = subprocess.Popen(["sleep", "1000"])
     watched = psutil.Process(launcher.pid)
 
@@ -407,14 +407,14 @@ def test_an_error_ends_with_its_code_and_a_bug_with_its_traceback(tmp_path, erro
 
 @pytest.mark.parametrize("console", ["> /dev/full 2>&1", ">&- 2>&-"])
 def test_a_console_that_is_gone_keeps_no_process_from_ending(console):
-    """Where nothing can be written, a process still ends, with its error's code."""
+    """Even if nothing can be written, a process ends with its error's code."""
     code = "from lbsgd.processes.ending import *; print('a'); end_with_error(LbsgdError('b'))"
     command = f"{shlex.join([sys.executable, '-c', code])} {console}"
     buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
     assert subprocess.run(command, shell=True, env=buffered, timeout=60).returncode == 2
 
 
-# A pipe that nobody reads: the main thread writes until it is full, and another one ends the process.
+# A full pipe without a reader: the main thread blocks in a write, and another thread ends the process.
 FULL_PIPE = """
 import threading, time
 from lbsgd.processes import ending
@@ -439,7 +439,7 @@ def test_a_console_that_takes_no_more_keeps_no_process_from_ending():
             process.kill()
 
 
-# A stream within whose write the signal comes.
+# A stream during whose write the signal comes.
 SIGNALLED = """
 import io, os, signal, sys
 from lbsgd.processes.ending import end_at_a_signal
@@ -458,7 +458,7 @@ print("the plan", file=sys.{stream}, flush=True)
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_signal_that_comes_while_a_line_is_written_ends_a_process_as_any_other(stream):
-    """Python refuses a second write to a stream from a signal's handler while the first one lasts."""
+    """Python refuses a signal handler's write to a stream while another write is going on."""
     code = SIGNALLED.format(stream=stream)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 75
@@ -467,7 +467,7 @@ def test_a_signal_that_comes_while_a_line_is_written_ends_a_process_as_any_other
 
 @pytest.mark.parametrize("saved, words", [(True, "the run was saved"), (False, "nothing was saved")])
 def test_a_second_signal_says_whether_the_run_was_saved(monkeypatch, saved, words):
-    """Another process's signal is not this one's first: somebody may stop the hosts by hand, one after another."""
+    """Another process's signal does not count as this one's first, because hosts may be stopped by hand one by one."""
     said, clock = [], Clock()
     monkeypatch.setattr(guard_module, "time", clock)
     monkeypatch.setattr(guard_module, "end_with_error", lambda error, quiet: said.append((str(error), quiet)))
@@ -532,7 +532,7 @@ GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed b
 
 
 def loses(how, local_rank=0, host="beta"):
-    """Rank 0 of two, whose collective call fails or never returns, after rank 1 has died or told of its failure."""
+    """Rank 0 of two, whose collective call fails or never returns, after rank 1 has died or reported its failure."""
     Peers.BEAT_SECONDS, guard_module.LAST_WORDS_SECONDS = 0.05, 0.1
     socket.gethostname = lambda: "alpha"
     first, second = two_peers(hosts=("alpha", host))
@@ -576,7 +576,7 @@ def serves_the_store(port):
 
 
 def test_rank_0_that_ends_because_of_another_lets_a_third_read_why(tmp_path):
-    """Its store ends with it, and each process looks once a second."""
+    """Its store ends with it, and each process looks only once a second."""
     port = free_port()
     process = forked(serves_the_store, port, output=tmp_path / "console")
     try:
@@ -594,7 +594,7 @@ def fails_and_ends_after_a_signal():
     with Guard(Processes(0, 2, 0, 1), 60) as guard:
 
         def signalled(seconds):
-            guard.thread.join()  # now nobody reads signals any more
+            guard.thread.join()  # from now on nothing reads signals
             print("ready")
             select.select([guard.signals.reader], [], [], PATIENCE_SECONDS)
 
@@ -610,7 +610,7 @@ def test_a_signal_to_a_process_that_is_ending_changes_nothing(tmp_path):
 
 
 class Stuck:
-    """A store that stops answering, as one whose host has stopped, or that fails once."""
+    """A store that stops answering, as if its host had stopped, or that fails once."""
 
     def __init__(self, store, fails_once=False):
         self.store, self.fails_once, self.stuck = store, fails_once, threading.Event()
@@ -684,7 +684,7 @@ def leaves_after_rank_0(error):
     "error, code, text", [(None, 0, "left\n"), (DataError("no such file"), 2, "error: no such file\n")]
 )
 def test_a_process_whose_store_has_ended_first_still_ends_as_it_should(tmp_path, error, code, text):
-    """At the end of a run the store goes with rank 0. With a failure nobody else can have told another one."""
+    """At the end of a run the store ends with rank 0. If this process then fails, it prints its own error."""
     ending = Ending(tmp_path, leaves_after_rank_0, error)
     assert (ending.code, ending.text) == (code, text)
 
@@ -752,16 +752,16 @@ def test_a_process_tells_the_others_what_it_was_told_first_and_its_time_to_save_
 
 
 def has_nothing_to_save(port):
-    Peers.BEAT_SECONDS = 1000  # so that only its last words tell anything
+    Peers.BEAT_SECONDS = 1000  # so that only its last words are seen
     processes = Processes(1, 2, 0, 1)
     guarded(peers=Peers(processes, TCPStore("127.0.0.1", port)), processes=processes)
 
 
 def test_a_process_that_ends_with_nothing_to_save_stops_the_others(tmp_path):
-    """They would wait for it, and take it for one that has died."""
+    """They would wait for it, and then take it for dead."""
     store = TCPStore("127.0.0.1", port := free_port(), is_master=True, wait_for_workers=False)
     ending = Ending(tmp_path, has_nothing_to_save, port, signals=[signal.SIGTERM])
-    assert (ending.code, ending.lines) == (75, [])  # rank 0 says it
+    assert (ending.code, ending.lines) == (75, [])  # rank 0 prints it
     assert Peers(Processes(0, 2, 0, 1), store).stop_requested() == "SIGTERM"
 
 
@@ -804,7 +804,7 @@ def test_after_the_run_signals_mean_what_they_did_before(tmp_path):
 
 @pytest.mark.parametrize("name, code", [("lbsgd peers", 0), ("somebody else's", 9)])
 def test_a_thread_of_ours_that_still_waits_makes_no_finished_run_fail(name, code):
-    """In torch's C++ code it would abort the process, whose exit code is -6 then; seen on a busy machine."""
+    """In torch's C++ code it would abort the process with exit code -6; seen on a busy machine."""
     script = (
         "import sys, threading, time\n"
         "from lbsgd.processes.ending import end_despite_threads\n"
