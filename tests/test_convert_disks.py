@@ -229,7 +229,7 @@ def test_a_folder_of_zips_says_that_they_are_to_be_unpacked(tmp_path):
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_kaggle_s_own_archive_is_read(tmp_path, mode):
-    """Boxes are also in folders named train and val, and the labels of the validation images are next to the archive."""
+    """Boxes are also in folders train and val, and the labels of the validation images are next to the archive."""
     folder = make_kaggle(tmp_path / "source")
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.JPEG")}
     files |= {f"ILSVRC/Annotations/CLS-LOC/{split}/n01440764/1.xml": b"<annotation/>" for split in ("train", "val")}

@@ -43,7 +43,7 @@ def properties(crops, height, width):
     }
 
 
-@pytest.mark.parametrize("height, width", [(375, 500), (500, 333), (40, 40), (100, 500)])  # the last has many failed tries
+@pytest.mark.parametrize("height, width", [(375, 500), (500, 333), (40, 40), (100, 500)])  # many tries fail in the last
 def test_crops_are_distributed_as_torchvision_s(draw, height, width):
     torch.manual_seed(0)
     image = torch.empty(3, height, width)

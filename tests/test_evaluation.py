@@ -88,7 +88,7 @@ def make_trainer(engine, plan, train_data=None, val_data=None, folder=None):
 
 
 def trained_and_evaluated(world_size):
-    """Return the record with the trainer's shares, the one with the shares of torch's DistributedSampler, and the weights."""
+    """Return the records with the trainer's shares and with those of torch's DistributedSampler, and the weights."""
     engine, plan = lbsgd.initialize(network(classes=NUM_CLASSES), config(world_size))
     rank = torch.distributed.get_rank()
     share = dict(seed=0, share=Share(rank, world_size))

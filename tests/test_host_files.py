@@ -1,4 +1,4 @@
-"""What processes of a host share is made once, made again when damaged, and never taken from somebody else."""
+"""Files that the processes of a host share are made once, made again if damaged, and never taken from another user."""
 
 import multiprocessing
 import os
@@ -31,7 +31,7 @@ def make_once(path):
     def make():
         with open(path, "a") as file:
             file.write("made\n")
-        time.sleep(0.1)  # in which all others begin to wait
+        time.sleep(0.1)  # while all others begin to wait
         return b"content"
 
     assert host_files.shared("order", "a", make).tobytes() == b"content"
@@ -79,7 +79,7 @@ def test_another_s_folder_and_a_link_to_a_folder_are_not_used(temporary, monkeyp
     (temporary / "mine").mkdir(mode=0o700)
     (temporary / f"lbsgd-{os.getuid()}").symlink_to(temporary / "mine")
     assert host_files.folder() is None
-    monkeypatch.setattr(os, "getuid", lambda: 12345)  # whose folder is made by the user of this test
+    monkeypatch.setattr(os, "getuid", lambda: 12345)  # the folder was made by the user of this test
     assert host_files.folder() is None and (temporary / "lbsgd-12345").is_dir()
 
 
@@ -93,7 +93,7 @@ def test_a_full_disk_costs_memory_and_ends_nothing(monkeypatch):
 
 
 def test_the_host_s_order_is_the_epoch_s_order():
-    """Whatever other orders of runs and epochs lie beside it."""
+    """Whatever other orders of runs and epochs are next to it."""
     for asked in ((1 << 18, 0, 0), (300_001, 3, 7), (300_001, 3, 8), (300_001, 4, 8), (300_000, 4, 8), (1000, 1, 1)):
         order = host_order(*asked)
         assert np.array_equal(order, epoch_order(*asked))
@@ -119,10 +119,10 @@ def test_a_file_is_surveyed_once_per_version_and_at_once_after_it_was_written(tm
     monkeypatch.setattr(beton_survey._Pass, "survey", lambda self: surveys.append(1) or whole_pass(self))
     monkeypatch.setattr(beton_survey, "SHARED_FROM", 0)
     path = write_beton(tmp_path / "a.beton", [0, 1])
-    os.utime(path, (0, 0))  # as a copy keeps the time of its source
+    os.utime(path, (0, 0))  # as a copy may keep the time of its source
     BetonFile.open(path)
     first = BetonFile.open(path)
-    assert len(surveys) == 2  # written a moment ago: the clock may not tell this version from the next
+    assert len(surveys) == 2  # written a moment ago, so the clock may not distinguish this version from the next
     monkeypatch.setattr(beton_survey, "SETTLED_SECONDS", -1.0)
     assert BetonFile.open(path).survey == BetonFile.open(path).survey == first.survey
     assert len(surveys) == 3
@@ -136,7 +136,7 @@ def test_a_file_is_surveyed_once_per_version_and_at_once_after_it_was_written(tm
 def test_sizes_of_a_table_in_another_order_are_found_by_image(tmp_path, monkeypatch):
     from test_beton import write_beton
 
-    path = write_beton(tmp_path / "a.beton", range(5))  # lists its images backwards
+    path = write_beton(tmp_path / "a.beton", range(5))  # lists its images in reverse
     expected = [50 + i for i in range(5)]
     assert BetonFile.open(path).sizes.tolist() == expected
     monkeypatch.setattr(beton_survey, "SHARED_FROM", 0)
@@ -182,7 +182,7 @@ def test_compiled_code_is_kept_between_starts_gives_the_same_pixels_and_is_made_
 
 
 def crops_of(scales):
-    """Return a training crop for each scale, by functions that are all alive; each is compiled, or kept before."""
+    """Return a training crop for each scale, by functions that all stay alive. Each is compiled here or loaded."""
 
     def kept(scale):
         draw = random_resized_crop((scale, scale), flip=False)
@@ -196,7 +196,7 @@ def crops_of(scales):
 
 @pytest.mark.parametrize("starts", [([0.3], [0.6], [0.3, 0.6]), ([0.3], [0.3, 0.6], [0.3, 0.6])])
 def test_functions_of_one_name_that_different_processes_compiled_do_not_meet_in_a_third(starts):
-    """Numba numbers functions from 1 in each process. So two with one number were linked, or had one's constants."""
+    """Numba numbers functions from 1 in each process. Two with one number were linked, or got one's constants."""
     context = multiprocessing.get_context("fork")
     expected = {scale: random_resized_crop((scale, scale), flip=False)(0, 0, 100, 100)[:4] for scale in (0.3, 0.6)}
     for scales in starts:

@@ -1,4 +1,4 @@
-"""Between two reports the host never waits for the GPU of itself: what it reads in that time is counted."""
+"""Between two reports the host never waits for the GPU by its own doing: what it reads in that time is counted."""
 
 import warnings
 from dataclasses import replace
@@ -23,9 +23,9 @@ from lbsgd.train.saver import Saver
 from lbsgd.train.session import pixel_form
 from lbsgd.train.trainer import Trainer
 
-BEFORE, COUNTED = 2, 4  # iterations; the first is reported, and DeepSpeed sets itself up in it
+BEFORE, COUNTED = 2, 4  # iterations; the first is reported, and DeepSpeed initialises itself in it
 LAST = 1000
-BY_DEEPSPEED = {("stage_1_and_2.has_overflow", "item"): COUNTED}  # at the end of each update, whatever its passes
+BY_DEEPSPEED = {("stage_1_and_2.has_overflow", "item"): COUNTED}  # at the end of each update, for any number of passes
 
 
 def steady_trainer(folder, config):
@@ -65,7 +65,7 @@ def test_in_bf16_nothing_is_read_between_two_reports(tmp_path, stage, micro_batc
     assert not reads.found
     with HostReads() as reads:
         ours.report_iteration(ours.iteration - 1)
-    assert reads.by("lbsgd")  # the counter sees a report
+    assert reads.by("lbsgd")  # the counter notices a report
 
 
 @pytest.mark.parametrize("micro_batch", [K * N, N])

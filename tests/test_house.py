@@ -33,12 +33,12 @@ ONE_DOOR = {
     "deepspeed": "lbsgd.train.engine",
     "ffcv": "lbsgd.data.ffcv_loader",
     "triton": "lbsgd.algorithm.norm_kernels",  # not installed with every torch
-    "timm": "lbsgd.algorithm.timm_batch_norm",  # imported where a network of timm's is converted, and only then
+    "timm": "lbsgd.algorithm.timm_batch_norm",  # imported only if a network of timm's is converted
 }
 
 
 def imported(source, package=""):
-    """Full names of what a source imports, at the top or inside functions, and of the modules that strings name."""
+    """Yield full names of what a source imports, at the top or inside functions, and of modules named in strings."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -62,7 +62,7 @@ def folder_of(module):
 
 def allowed(importer, target):
     """Whether one module of ours may import another."""
-    if target == "lbsgd":  # its names, which load lazily, come from every folder
+    if target == "lbsgd":  # its names load lazily, and come from every folder
         return False
     folder, inside = folder_of(importer), target.removeprefix("lbsgd.")
     if folder == folder_of(target) or folder_of(target) in ANYWHERE & {inside}:
@@ -79,7 +79,7 @@ def test_every_folder_imports_only_what_the_plan_of_the_house_allows():
     wrong = [
         f"{importer} -> {target}"
         for importer, targets in ARROWS.items()
-        if importer != "lbsgd.__init__"  # it offers names of every folder, each loaded when it is first used
+        if importer != "lbsgd.__init__"  # it offers names of every folder, each loaded when first used
         for target in of_ours(targets)
         if not allowed(importer, target)
     ]
@@ -110,7 +110,7 @@ def test_imports_inside_functions_and_names_in_strings_are_seen():
 
 
 def circle(arrows):
-    """Modules that import one another in a circle; empty where there is none."""
+    """Return the modules that import one another in a circle; none if there is no circle."""
     left = {name: of_ours(targets) & set(arrows) for name, targets in arrows.items()}
     while free := [name for name, targets in left.items() if not targets]:
         left = {name: targets - set(free) for name, targets in left.items() if name not in free}
@@ -128,7 +128,7 @@ def test_rules_ask_what_libraries_need_and_libraries_know_no_rule():
 
 
 def libraries_of(folder):
-    """Libraries of others, but for Python's own, that the modules of a folder import."""
+    """Return the third-party libraries that the modules of a folder import."""
     names = {target.split(".")[0] for name in ROOMS if f"lbsgd.{folder}." in name for target in ARROWS[name]}
     return names - set(sys.stdlib_module_names) - {"lbsgd"}
 
@@ -157,6 +157,6 @@ def test_at_most_six_files_lie_beside_the_folders_and_no_room_is_over_250_lines(
 
 @pytest.mark.skipif(not (ROOT / ".git").exists() or not which("git"), reason="nobody knows what is tracked")
 def test_no_tracked_file_is_a_symbolic_link():
-    """A link may point to what only one machine has."""
+    """A link may point to something that only one machine has."""
     listed = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert listed and [line for line in listed.splitlines() if line.startswith("120000")] == []

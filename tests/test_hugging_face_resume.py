@@ -1,6 +1,6 @@
-"""A run of Hugging Face's Trainer that goes on in the middle of an epoch ends as the run that nobody stopped.
+"""A run of Hugging Face's Trainer that is resumed in the middle of an epoch ends as the uninterrupted run.
 
-A second run of the same Trainer begins without the momentum of the first.
+A second run of the same Trainer begins without the first one's momentum.
 """
 
 import pytest
@@ -14,7 +14,7 @@ from lbsgd.config.libraries.needs import needs_of
 from lbsgd.train.engine import start_processes
 
 STOPPED, UPDATES = 3, 6  # an epoch has two updates
-CASES = [  # with DeepSpeed, form of momentum, ZeRO's stage
+CASES = [  # with DeepSpeed, form of momentum, ZeRO stage
     (True, "lr_inside", 0),
     (True, "lr_inside", 2),
     (True, "lr_outside", 1),
@@ -23,7 +23,7 @@ CASES = [  # with DeepSpeed, form of momentum, ZeRO's stage
 
 
 class Watched(Named):
-    """Notes which images are asked for."""
+    """Notes which images are requested."""
 
     def __init__(self):
         super().__init__()
@@ -49,9 +49,9 @@ def make_trainer(folder, config, with_deepspeed, dataset, model):
 
 
 def train(folder, config, with_deepspeed, checkpoint=None):
-    """Return the weights of a run, the images it asked for and its learning rates, or those after a checkpoint."""
+    """Return a run's weights, the images that it requested and its learning rates, or those after a checkpoint."""
     dataset, model = Watched(), WithLoss()
-    if checkpoint is not None:  # which holds the values
+    if checkpoint is not None:  # the checkpoint holds the values
         for parameter in model.parameters():
             torch.nn.init.zeros_(parameter)
     trainer = make_trainer(folder, config, with_deepspeed, dataset, model)
@@ -67,7 +67,7 @@ def whole_and_resumed(folder):
     start_processes()
     for case in CASES:
         with_deepspeed, form, stage = case
-        # On a CPU, with DeepSpeed, each process would believe that it is alone.
+        # On a CPU, with DeepSpeed, each process would take itself for the only one.
         PartialState._prepare_backend = (lambda *_: ("gloo", DistributedType.NO)) if with_deepspeed else prepare
         config, place = config_of(), f"{folder}/{CASES.index(case)}"
         config["lbsgd"]["momentum"], config["zero_optimization"]["stage"] = {"form": form}, stage

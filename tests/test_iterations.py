@@ -1,4 +1,4 @@
-"""Schedules in iterations beside those in epochs, and biases with a learning rate of their own (Sec. 5.4)."""
+"""Schedules in iterations next to those in epochs, and biases with their own learning rate (Sec. 5.4)."""
 
 import copy
 
@@ -23,7 +23,7 @@ from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train.engine_state import gather_state, restore_state
 from lbsgd.train.run import last_iteration
 
-OF_16 = {  # Mask R-CNN's 2x schedule, as Detectron has it
+OF_16 = {  # Mask R-CNN's 2x schedule, as in Detectron
     "iterations": 160_000,
     "num_images": 117_266,
     "linear_scaling": {"base_lr": 0.02, "base_batch": 16},
@@ -34,7 +34,7 @@ OF_16 = {  # Mask R-CNN's 2x schedule, as Detectron has it
 
 
 def counted(kn, **block):
-    """A plan of kn images an update whose lengths are in iterations of 16 images."""
+    """A plan with kn images per update whose lengths are in iterations of 16 images."""
     config = recipe()
     config["lbsgd"] = {**copy.deepcopy(OF_16), **block}
     config["train_batch_size"], config["train_micro_batch_size_per_gpu"] = 16, 2
@@ -49,7 +49,7 @@ def test_every_global_batch_sees_as_many_images(kn, iterations):
     schedule, eta = counted(kn).schedule, 0.02 * kn / 16
     assert counted(kn).num_iterations == iterations
     assert schedule.decay_iterations == (iterations * 3 // 4,) and schedule.reference_lr == pytest.approx(eta)
-    assert schedule.warmup_iterations == 500  # of any global batch
+    assert schedule.warmup_iterations == 500  # for any global batch
     lrs = [learning_rate(t, schedule) for t in (0, 250, 500, iterations * 3 // 4 - 1, iterations * 3 // 4)]
     assert lrs == pytest.approx([eta / 4, eta * 5 / 8, eta, eta, eta / 10])
 
@@ -100,7 +100,7 @@ def test_a_warmup_or_a_decay_beyond_the_end_is_warned_of():
 
     assert findings(16) == []
     assert findings(16, decay={"iterations": [120_000, 160_000]}) == [("F06", "lbsgd.decay.iterations")]
-    assert findings(16 * 300) == [("F06", "lbsgd.warmup.iterations")]  # 533 iterations, the decay at 400
+    assert findings(16 * 300) == [("F06", "lbsgd.warmup.iterations")]  # 533 iterations, with the decay at 400
 
 
 def test_a_loop_over_epochs_is_told_where_a_plan_has_none():
@@ -114,13 +114,13 @@ def test_a_run_ends_with_its_iterations_or_earlier():
     plan = counted(16)
     assert last_iteration(plan, None, None) == 160_000
     assert last_iteration(plan, 3, None) == 3 * (117_266 // 16)
-    assert last_iteration(plan, 22, None) == 160_000  # its last epoch is not whole
+    assert last_iteration(plan, 22, None) == 160_000  # its last epoch is incomplete
     with pytest.raises(ConfigError, match="--epochs 23 is more than the 22"):
         last_iteration(plan, 23, None)
 
 
 def five_iterations(folder, **options):
-    """A trainer of 2 iterations an epoch whose run is 5 iterations long, and so ends inside an epoch."""
+    """A trainer with 2 iterations per epoch whose run is 5 iterations long, and so ends inside an epoch."""
     ours = trainer(folder, **options)
     header = {"model": "small", **ours.plan.as_dict()} | {"num_iterations": 5}
     header["recipe"] = {**header["recipe"], "epochs": None, "iterations": 5}
@@ -156,7 +156,7 @@ def with_biases(stage=0, momentum=None, **options):
 
 
 def by_hand():
-    """The same updates by torch.optim.SGD with a group of biases, one worker after the other."""
+    """The same updates by torch.optim.SGD with a group of biases, one worker after another."""
     model, plan = network(), Plan.read(with_biases(), 1)
     lbsgd.convert_batch_norm(model, N)
     norms = {p for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters(recurse=False)}
@@ -236,4 +236,4 @@ def test_biases_are_found_by_their_name_in_a_layer_and_frozen_ones_left_out():
     assert groups["biases"]["params"] == [odd.biased.bias] and groups["biases"]["lr_factor"] == 2.0
     assert groups["decay"]["params"] == [odd.biased.weight] and groups["biases"]["weight_decay"] == 0.0
     assert groups["batch_norm"]["params"] == [odd.norm.weight, odd.norm.bias]
-    assert [group["name"] for group in decay_groups(odd, 0.1)] == ["decay", "batch_norm"]  # as ever
+    assert [group["name"] for group in decay_groups(odd, 0.1)] == ["decay", "batch_norm"]  # as usual

@@ -1,4 +1,4 @@
-"""`lbsgd check --fix` changes values in a file, and leaves the layout that a person gave it."""
+"""`lbsgd check --fix` changes values in a file, and keeps the layout that a person gave it."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Our crops have the pixels of FFCV's whole images; damage is noticed; the memory of a thread ends with it."""
+"""Our crops have the pixels of FFCV's whole images. Damage is noticed, and a thread's memory ends with the thread."""
 
 import ctypes
 import io
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module", autouse=True)
 def noise_can_be_written():
-    """PIL refuses to write JPEGs larger than its buffer. Put back afterwards, because PNGs depend on it too."""
+    """PIL refuses to write JPEGs larger than its buffer. Its size is restored afterwards, because PNGs depend on it."""
     before, ImageFile.MAXBLOCK = ImageFile.MAXBLOCK, 1 << 20
     yield
     ImageFile.MAXBLOCK = before
@@ -46,7 +46,7 @@ def both():
 
 
 def picture(height, width, seed=0, detail=5):
-    """Draw coarse pixels of `detail` pixels each; with detail 1, a block has all 64 coefficients and no end code."""
+    """Draw coarse pixels of `detail` pixels each. With detail 1, a block has all 64 coefficients and no end code."""
     coarse = np.random.default_rng(seed).integers(0, 256, (height // detail + 1, width // detail + 1, 3), np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -60,7 +60,7 @@ def jpeg(image, quality=90, **options):
 def crop(crops, data, size, box, resolution, mirrored=False):
     pixels, given_up = np.full((resolution, resolution, 3), 77, np.uint8), times_given_up()
     assert not crops.of_jpeg(data, *size, *box, mirrored, pixels)
-    assert times_given_up() == given_up  # libjpeg, which could do it too, was not needed
+    assert times_given_up() == given_up  # libjpeg, which could also decode it, was not needed
     return pixels
 
 
@@ -106,7 +106,7 @@ def test_a_crop_at_its_own_size_has_the_pixels_of_the_whole_image(
 
 @pytest.mark.parametrize("quality, detail", [(100, 1), (100, 3), (30, 1)])
 def test_what_is_beside_a_crop_is_passed_over_whatever_it_holds(both, quality, detail):
-    """At quality 100, codes and values of noise are as long as they can be, and blocks end only at their 64th place."""
+    """At quality 100, noise has codes and values of the maximum length, and blocks end only at their 64th place."""
     data = jpeg(picture(300, 300, detail=detail), quality, subsampling=0, optimize=detail == 3)
     ours, theirs = (crop(crops, data, (300, 300), (201, 190, 60, 60), 60) for crops in both)
     assert np.array_equal(ours, theirs)
@@ -130,7 +130,7 @@ def test_pixels_are_resized_as_by_opencv_in_exact_arithmetic(both, height, width
     both[0].of_pixels(np.ascontiguousarray(pixels), top, left, h, w, mirrored, ours)
     box = pixels[top : top + h, left : left + w].astype(np.float64)
     is_area = h >= resolution and w >= resolution
-    rows = np.tensordot(weights(h, resolution, is_area), box, 1)  # in turn: all at once, einsum makes y·h·w·x products
+    rows = np.tensordot(weights(h, resolution, is_area), box, 1)  # in two steps: einsum alone makes y·h·w·x products
     expected = np.einsum("ywc,xw->yxc", rows, weights(w, resolution, is_area), optimize=True)
     expected = expected[:, ::-1] if mirrored else expected
     assert np.abs(ours - expected).max() <= 0.5 + 1e-3
@@ -165,7 +165,7 @@ def test_resized_crops_are_ffcv_s_within_half_of_one_in_the_mean(both, box):
 
 @pytest.mark.parametrize("resolution, mean", [(200, 1.5), (100, 1.5), (60, 1.5), (30, 1.5)])
 def test_a_crop_that_is_far_too_large_is_decoded_at_a_smaller_scale(both, resolution, mean):
-    """Half, a quarter and an eighth of 480 pixels cover 200, 100, 60 and 30. The box begins within a smaller pixel."""
+    """Half, a quarter and an eighth of 480 pixels cover 200, 100, 60 and 30. The box begins inside a smaller pixel."""
     coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 15, 3), np.uint8))
     smooth = coarse.resize((750, 600), Image.Resampling.BICUBIC)
     ours, theirs = (crop(crops, jpeg(smooth), (600, 750), (51, 67, 480, 501), resolution).astype(int) for crops in both)
@@ -189,9 +189,9 @@ def test_damage_within_the_crop_is_noticed(both, damage):
     first, again = pixels.copy(), pixels.copy()
     assert both[0].of_jpeg(data, 200, 300, *whole, False, first)
     undamaged = jpeg(picture(200, 300))
-    assert both[0].of_jpeg(undamaged, 200, 300, *whole, False, pixels) == DONE  # the damage leaves no trace
+    assert both[0].of_jpeg(undamaged, 200, 300, *whole, False, pixels) == DONE  # the damage leaves nothing behind
     assert both[0].of_jpeg(data, 200, 300, *whole, False, again)
-    assert np.array_equal(first, again)  # made-up pixels do not depend on what was there before
+    assert np.array_equal(first, again)  # made-up pixels do not depend on earlier content
 
 
 @pytest.mark.parametrize("quality, subsampling", [(75, 2), (90, 0), (95, 2)])
@@ -223,7 +223,7 @@ def test_missing_memory_is_returned_and_does_not_abort_the_process():
 @settings(max_examples=300)
 @given(st.binary(min_size=1, max_size=40), st.integers(0, 2**31), st.booleans())
 def test_no_damage_reaches_beyond_the_memory_of_the_image(both, noise, place, progressive):
-    """Any damage is decoded or refused, and the process lives."""
+    """Any damaged data is decoded or refused, and the process survives."""
     data = jpeg(picture(60, 80), progressive=progressive).copy()
     at = place % len(data)
     data[at : at + len(noise)] = np.frombuffer(noise, np.uint8)[: len(data) - at]
@@ -232,7 +232,7 @@ def test_no_damage_reaches_beyond_the_memory_of_the_image(both, noise, place, pr
 
 @pytest.mark.parametrize("height, width", [(20, 30), (40, 61), (41, 60), (65000, 60)])
 def test_a_size_that_is_not_the_image_s_is_noticed(both, height, width):
-    """The image would be another picture, or take gigabytes."""
+    """The image would be a different picture, or take gigabytes."""
     data, frame = jpeg(picture(40, 60)).tobytes(), b"\xff\xc0\x00\x11\x08"
     at = data.index(frame) + len(frame)
     data = np.frombuffer(data[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + data[at + 4 :], np.uint8)
@@ -249,7 +249,7 @@ def test_an_image_without_tables_does_not_get_those_of_the_one_before(both):
 
 @pytest.mark.parametrize("missing", [1, 2, 3])
 def test_an_image_that_ends_where_its_scan_would_begin_is_noticed(both, missing):
-    """libjpeg then makes up the end of the header in memory of its own."""
+    """libjpeg then makes up the end of the header in its own memory."""
     data = jpeg(picture(40, 60)).tobytes()
     scan = data.index(b"\xff\xda")
     header = data[: scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")]
@@ -272,11 +272,11 @@ def test_the_memory_of_a_thread_ends_with_it(both):
         return psutil.Process().memory_info().rss
 
     before = run_threads(20)
-    assert run_threads(100) - before < 20e6  # each has 1 MB
+    assert run_threads(100) - before < 20e6  # each thread has 1 MB
 
 
 def test_the_kernels_are_found_where_an_installation_puts_them_and_may_be_missing(tmp_path, monkeypatch):
-    """setup.py compiles into the package of kernels.py. Without a compiler nothing is there, and FFCV decodes."""
+    """setup.py compiles into the package of kernels.py. Without a compiler there are no kernels, and FFCV decodes."""
     given = {}
     monkeypatch.setattr("setuptools.setup", given.update)
     runpy.run_path(str(ROOT / "setup.py"))
@@ -311,11 +311,11 @@ def test_memory_is_used_again_only_when_nothing_refers_to_it():
 def test_normalisation_on_the_cpu_is_torch_s_to_the_last_bit(layout, dtype, num_images, resolution, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (num_images, resolution, resolution, 3), np.uint8)
     prefetcher = Prefetcher(Pixels(resolution=resolution, device="cpu", dtype=dtype, memory_format=layout))
-    with monkeypatch.context() as patched:  # as where the package was installed without a C compiler
+    with monkeypatch.context() as patched:  # as if the package was installed without a C compiler
         patched.setattr("lbsgd.data.to_device.library", lambda: None)
         [expected] = prefetcher([pixels])
     monkeypatch.delattr(Prefetcher, "_normalised")  # so the kernel makes the images, in either layout
-    for batch in (pixels, np.asfortranarray(pixels)):  # the same numbers in another order of the memory
+    for batch in (pixels, np.asfortranarray(pixels)):  # the same numbers in another memory order
         [images] = prefetcher([batch])
         assert torch.equal(images, expected) and images.dtype is dtype
         assert images.stride() == expected.stride() and images.is_contiguous(memory_format=layout)
@@ -335,7 +335,7 @@ def test_images_in_channels_last_lie_in_memory_that_is_used_again_and_keep_it():
     for images in prefetcher(batches):
         dropped.append(images.data_ptr())
         del images
-    assert len(set(dropped)) <= 2  # one is made while the reader has the other
+    assert len(set(dropped)) <= 2  # one is made while the reader still has the other
     for images in prefetcher(batches):
         kept.append(images)
     for images, pixels in zip(kept, batches, strict=True):

@@ -35,7 +35,7 @@ from lbsgd.train.deepspeed_setup import require_device
 
 ROOT = Path(__file__).parent.parent
 DEEPSPEED = ["/usr/bin/python3", "/venv/bin/deepspeed"]
-# Variables that launchers set, or that an earlier test has set in this process.
+# Variables that launchers set, or that an earlier test set in this process.
 LAUNCHERS = ("SLURM_", "OMPI_", "MV2_", "TORCHELASTIC_", "PMI_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")
 
 
@@ -89,7 +89,7 @@ def test_where_the_launcher_reads_no_hostfile_none_is_found(arguments):
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Set a launcher's variables, and no others of any launcher."""
+    """Set the variables of one launcher, and remove those of all others."""
 
     def set_to(variables):
         for name in list(os.environ):
@@ -132,7 +132,7 @@ def test_several_processes_that_would_each_train_alone_are_refused(environment, 
     [
         {"SLURM_NTASKS": "4"},  # salloc -n 4
         {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"},  # the script of sbatch -n 4
-        {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "PMI_SIZE": "1"},  # srun -n 1 in there
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "PMI_SIZE": "1"},  # srun -n 1 inside it
         {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"},
         {"WORLD_SIZE": "1"},
         {"RANK": "", "WORLD_SIZE": ""},
@@ -158,8 +158,8 @@ ALL, MINE = frozenset(range(64)), frozenset(range(8))
         ({}, ALL, ALL, 8),  # DeepSpeed's launcher: the processes share the host
         ({}, MINE, MINE, 1),  # all of them under taskset
         ({}, MINE, ALL, 8),  # deepspeed --bind_cores_to_rank
-        ({"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "8"}, MINE, ALL, 8),  # srun, a task a GPU
-        ({"SLURM_STEP_ID": "0"}, MINE, ALL, 1),  # the tasks of the step share what the job has
+        ({"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "8"}, MINE, ALL, 8),  # srun, one task per GPU
+        ({"SLURM_STEP_ID": "0"}, MINE, ALL, 1),  # the tasks of the step share the job's cores
         ({"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "8"}, ALL, ALL, 8),  # given, but not bound
         ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_CPUS_PER_TASK": "8"}, MINE, ALL, 8),
         ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_CPUS_PER_TASK": "64"}, ALL, ALL, 8),  # torchrun
@@ -286,7 +286,7 @@ def test_launchers_are_known_by_their_command_lines(arguments, expected):
 
 
 def test_a_process_whose_command_line_is_hidden_is_no_launcher():
-    """As of other users, where /proc is mounted with hidepid."""
+    """As those of other users are, if /proc is mounted with hidepid."""
 
     def hidden():
         raise psutil.AccessDenied
@@ -295,7 +295,7 @@ def test_a_process_whose_command_line_is_hidden_is_no_launcher():
 
 
 def test_only_the_launcher_that_is_the_parent_takes_its_process_along(monkeypatch):
-    """A shell or numactl may stand between them, and the guard watches the launcher then."""
+    """A shell or numactl may be between them; then the guard watches the launcher."""
     asked, parent = [], os.getppid()
     monkeypatch.setattr(launcher_module, "end_with", asked.append)
     for pids in ([], [parent + 1, parent], [parent]):
@@ -416,7 +416,7 @@ end_before_joining(DataError("no file"))
 
 
 def test_a_process_that_is_ended_while_another_one_tells_their_error_has_its_exit_code():
-    """srun ends all once one has ended, and returns the highest of their codes; 75 would start the job again."""
+    """srun ends all once one has ended, and returns their highest exit code; 75 would restart the job."""
     place = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
     words = [sys.executable, "-c", ENDS_BY_ANOTHERS_HAND]
     done = subprocess.run(words, env={**os.environ, **place}, capture_output=True, text=True)
@@ -434,7 +434,7 @@ assert start_processes().alone
 
 
 def test_the_children_of_a_process_alone_are_alone_too(environment):
-    """What a notebook sets in its environment, a recipe that it starts would take for a launcher's."""
+    """A notebook sets variables in its environment that a recipe started by it would take for a launcher's."""
     environment({})
     done = subprocess.run([sys.executable, "-c", ALONE_AND_ITS_CHILD], capture_output=True, text=True)
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["True"]), done.stderr
@@ -449,7 +449,7 @@ def test_a_host_with_fewer_gpus_than_processes_is_refused(monkeypatch):
 
 
 def test_a_run_whose_grid_has_died_before_it_asks_ends_at_once():
-    """Though the grid has a handler of its own, which a fork takes along until the recipe is there."""
+    """Even though the grid has its own handler, which a fork inherits until the recipe sets its own."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
         run = subprocess.Popen(["sleep", "20"], preexec_fn=partial(end_with_grid, 1))

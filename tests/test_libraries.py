@@ -1,4 +1,4 @@
-"""The blocks of docs/in_your_project.md in the real libraries: two processes train what lbsgd.initialize trains."""
+"""The blocks of docs/in_your_project.md in the real libraries: two processes train like lbsgd.initialize."""
 
 import random
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ ENGINES = {"transformers": "trainer.model_wrapped", "accelerate": "engine", "lig
 
 
 class Recorder:
-    """The learning rates that an optimizer really took, whoever called it."""
+    """The learning rates that an optimizer really used, whoever called it."""
 
     def __enter__(self):
         self.lrs = []
@@ -59,7 +59,7 @@ class Recorder:
 
 
 def trained(block, folder, without=(), **names):
-    """Run a block; return its model's state and the learning rates of its updates."""
+    """Run a block. Return its model's state and the learning rates of its updates."""
     with Recorder() as recorder:
         names = run_block(block, folder, without, **names)
     if block in ENGINES:
@@ -77,14 +77,14 @@ def floats(state, prefix=""):
 
 
 def assert_same(results, prefix="", library="library"):
-    """On each process: learning rates, statistics and weights of the library's run are those of lbsgd.initialize."""
+    """On each process, learning rates, statistics and weights of the library's run equal those of lbsgd.initialize."""
     for ours, (state, lrs) in ((each["lbsgd"], each[library]) for each in results):
         assert len(lrs) == UPDATES and lrs == ours[1]
         assert distance(floats(state, prefix), floats(ours[0])) < BOUND
 
 
 def assert_other(results, variants):
-    """A mistake would be seen."""
+    """A mistake would be noticed."""
     for variant in variants:
         state, lrs = results[0][variant]
         differs = distance(floats(state), floats(results[0]["lbsgd"][0]))
@@ -97,11 +97,11 @@ UNFILLED = ("zero_optimization.allgather_bucket_size", "scheduler.params.warmup_
 
 
 class HandedOver(Exception):
-    """Carries the JSON that DeepSpeed would have been given."""
+    """Carries the JSON that DeepSpeed would have got."""
 
 
 def handed_over(run):
-    """The JSON that a library gives to deepspeed.initialize, or what it says instead."""
+    """The JSON that a library passes to deepspeed.initialize, or the error that it raises instead."""
     import deepspeed
 
     def initialize(**keywords):
@@ -127,7 +127,7 @@ def automatic(keys):
 
 
 def fillings(library, run):
-    """What becomes of every key that should be filled in, all on "auto" together, and of others one by one."""
+    """What becomes of the keys that must be filled in, with all on "auto" together, and of others one by one."""
     handed = handed_over(lambda: run(automatic(FILLED[library])))
     return handed, {key: handed_over(lambda key=key: run(automatic([key]))) for key in UNFILLED}
 
@@ -145,7 +145,7 @@ def assert_fillings(found):
 
 
 class WithLoss(nn.Module):
-    """A network as the Trainer wants it: the loss is the first of what its forward returns."""
+    """A network as the Trainer needs it: its forward returns the loss first."""
 
     def __init__(self):
         super().__init__()
@@ -157,14 +157,14 @@ class WithLoss(nn.Module):
 
 
 class WithLossAndKeywords(WithLoss):
-    """A network whose forward takes more than it needs, as Hugging Face's own do; its loss is a mean all the same."""
+    """A network whose forward takes more arguments than it needs, like Hugging Face's own. Its loss is still a mean."""
 
     def forward(self, images, labels, **keywords):
         return super().forward(images, labels)
 
 
 class Named(Dataset):
-    """Images and labels under the names of that forward's arguments."""
+    """Images and labels under the names of the forward's arguments."""
 
     def __init__(self):
         self.pairs = images_and_labels()
@@ -177,7 +177,7 @@ class Named(Dataset):
 
 
 QUIET = ("**needs.arguments)", "**needs.arguments, save_strategy='no', report_to=[], disable_tqdm=True)")
-OWN_LOADER = {  # the Trainer's, which deals a random permutation of its own
+OWN_LOADER = {  # the Trainer's, which uses its own random permutation
     "a plain Trainer": [("(lbsgd.LargeMinibatchTrainer, transformers.Trainer)", "(PlainTrainer)")],
 }
 
@@ -187,7 +187,7 @@ def in_transformers(folder):
     from accelerate.state import DistributedType, PartialState
     from safetensors.torch import load_file
 
-    # On a GPU the backend is found. On a CPU, with DeepSpeed, each process would believe that it is alone.
+    # On a GPU the backend is detected. On a CPU, with DeepSpeed, each process would take itself for the only one.
     PartialState._prepare_backend = lambda *arguments: ("gloo", DistributedType.NO)
     start_processes()
     results = {"lbsgd": reference(folder)}
@@ -210,7 +210,7 @@ def in_transformers(folder):
 
 
 def hand_to_trainer(transformers, folder, config):
-    """Train by transformers' own Trainer as far as DeepSpeed."""
+    """Start transformers' own Trainer, as far as DeepSpeed."""
     model = WithLoss()
     model.config = SimpleNamespace(hidden_size=8)
     options = dict(report_to=[], save_strategy="no", disable_tqdm=True, max_steps=10)
@@ -223,7 +223,7 @@ def without(key):
 
 
 def refusals(folder, **names):
-    """What the Trainer, or the mixin before it, says to arguments that are not the plan's."""
+    """What the Trainer, or the mixin before it, says about arguments that differ from the plan's."""
     said = {}
     for name, change in {
         "passes": ("**needs.arguments", "**needs.arguments | {'gradient_accumulation_steps': 1}"),
@@ -256,7 +256,7 @@ def test_transformers_trainer_trains_the_same(tmp_path):
 
 
 class TrainerOfNothing:
-    """Stands for transformers.Trainer where nothing is trained."""
+    """Replaces transformers.Trainer where nothing is trained."""
 
     def __init__(self, **given):
         self.optimizer = self.lr_scheduler = self.optimizer_cls_and_kwargs = None
@@ -265,7 +265,7 @@ class TrainerOfNothing:
 
 @dataclass
 class Arguments:
-    """Stands for transformers.TrainingArguments, which take seconds to make."""
+    """Replaces transformers.TrainingArguments, which take seconds to make."""
 
     learning_rate: float = 5e-5
     lr_scheduler_type: str = "linear"
@@ -284,7 +284,7 @@ class MixedIn(lbsgd.LargeMinibatchTrainer, TrainerOfNothing):
 @pytest.mark.parametrize("fewer", [{}, {"max_steps": 3}])
 def test_a_plan_that_is_counted_in_iterations_trains_in_transformers_too(fewer):
     config = config_of()
-    # Those of 8 images, the base batch.
+    # Counted in iterations of 8 images, the base batch.
     lengths = {"iterations": 48, "warmup": {"kind": "gradual", "iterations": 4}, "decay": {"iterations": [40]}}
     config["lbsgd"] = {key: value for key, value in config["lbsgd"].items() if key != "epochs"} | lengths
     plan = Plan.read(config, 1)
@@ -304,7 +304,7 @@ def test_a_trainer_that_takes_each_process_for_the_only_one_is_refused_before_it
     with pytest.raises(ConfigError, match=r"for 2 processes, and the Trainer knows of 1,[^\n]* use_cpu=True$"):
         trainer.create_optimizer()
     arguments.world_size = 2
-    with pytest.raises(ConfigError, match="torch.distributed knows of 1"):  # the next to look
+    with pytest.raises(ConfigError, match="torch.distributed knows of 1"):  # the next check
         trainer.create_optimizer()
 
 
@@ -342,7 +342,7 @@ def in_accelerate(folder):
 
 
 def hand_to_accelerator(config):
-    """Prepare by Accelerate as far as DeepSpeed."""
+    """Prepare with Accelerate, as far as DeepSpeed."""
     from accelerate import Accelerator, DeepSpeedPlugin
     from accelerate.state import AcceleratorState
     from accelerate.utils import DummyOptim, DummyScheduler
@@ -411,7 +411,7 @@ def in_lightning(folder):
     import lightning.pytorch.strategies.deepspeed as module
     from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 
-    # Lightning lets DeepSpeed run on CUDA only, though nothing else in its strategy asks for a GPU.
+    # Lightning allows DeepSpeed only on CUDA, though nothing else in its strategy needs a GPU.
     DeepSpeedStrategy.setup_environment = DDPStrategy.setup_environment
     DeepSpeedStrategy.root_device = torch.device("cpu", 0)  # DeepSpeed is given its index
     module._validate_device_index_selection = lambda devices: None
@@ -441,7 +441,7 @@ TIMM_MISTAKES = {
 
 
 class OfTimmsLayers(nn.Module):
-    """Batch norms that hold their activation, a smooth one: at 6 x 6 a whole network of timm's amplifies rounding."""
+    """Batch norms that contain their activation, a smooth one: at 6 x 6 a whole timm network amplifies rounding."""
 
     def __init__(self):
         import timm
@@ -469,4 +469,4 @@ def test_the_loop_of_timms_script_trains_the_same(tmp_path):
     results = in_processes(2, in_timm, str(with_json(tmp_path, config_of())))
     assert_same(results)
     assert_other(results, TIMM_MISTAKES)
-    assert [each["all-reduces"] for each in results] == [UPDATES, UPDATES]  # one bucket, once an update
+    assert [each["all-reduces"] for each in results] == [UPDATES, UPDATES]  # one bucket, once per update

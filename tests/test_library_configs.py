@@ -1,4 +1,4 @@
-"""`lbsgd config --from FILE --for LIBRARY`, `lbsgd check --for LIBRARY FILE`, and parts, without the libraries."""
+"""`lbsgd config --from FILE --for LIBRARY`, `lbsgd check --for LIBRARY FILE`, and the parts, without the libraries."""
 
 import json
 import shlex
@@ -34,7 +34,7 @@ SHIPPED = sorted((ROOT / "ds_configs").glob("*k*.json"))
 
 
 def written(arguments, capsys):
-    """The JSON and the words beside it."""
+    """The JSON, and the words printed next to it."""
     assert main(["config", *shlex.split(arguments)]) == 0
     out, err = capsys.readouterr()
     return json.loads(out), err
@@ -48,7 +48,7 @@ def codes(config, library):
 def test_transformers_gets_the_number_of_passes_and_the_arguments_that_repeat_the_file(capsys):
     config, beside = written(f"--from {EIGHT_K} --for transformers --gpus 8 --micro_batch 256", capsys)
     expected = read_json(EIGHT_K) | {"train_micro_batch_size_per_gpu": 256, "gradient_accumulation_steps": 4}
-    del expected["lbsgd"]["aggregation"]  # which says "auto", and Hugging Face refuses the word anywhere
+    del expected["lbsgd"]["aggregation"]  # it says "auto", a word that Hugging Face refuses anywhere
     assert config == expected
     names = {"TrainingArguments": dict, "__builtins__": {}}
     assert eval(beside, names) == {
@@ -128,12 +128,12 @@ def test_a_written_file_is_planned_on_the_processes_that_its_passes_leave(tmp_pa
     flags = f"--from {EIGHT_K} --for transformers --gpus 8 --micro_batch 256 --output {path}"
     assert main(["config", *shlex.split(flags)]) == 0 and main(["plan", path]) == 0
     assert "world size 8 x micro batch 256 x 4 passes" in capsys.readouterr().out
-    assert main(["plan", path, "--micro_batch", "128"]) == 0  # other batches make the written number void
+    assert main(["plan", path, "--micro_batch", "128"]) == 0  # another micro batch makes the written number invalid
     assert "world size 64 x micro batch 128 x 1 pass\n" in capsys.readouterr().out
 
 
 def test_a_file_that_leaves_clipping_out_leaves_it_free():
-    config = {"train_batch_size": 8}  # DeepSpeed 0.19 clips at 1.0, earlier versions do not: D08
+    config = {"train_batch_size": 8}  # DeepSpeed 0.19 clips at 1.0, older versions do not: D08
     assert "max_grad_norm" not in arguments_of(config, "transformers")
     assert arguments_of({**config, "gradient_clipping": 0.0}, "transformers")["max_grad_norm"] == 0.0
 
@@ -294,7 +294,7 @@ def test_a_folder_is_checked_for_a_library_too(tmp_path, capsys):
 
 
 class BareTrainer:
-    """As much of transformers.Trainer as the mixin builds on."""
+    """The part of transformers.Trainer that the mixin builds on."""
 
     def __init__(self, model, args, train_dataset, optimizers=(None, None)):
         self.model, self.args, self.train_dataset = model, args, train_dataset
@@ -310,7 +310,7 @@ class BareTrainer:
 
 @dataclass
 class Scheduled:
-    """The arguments of transformers about schedule, resume and processes, with its defaults."""
+    """The arguments of transformers for schedule, resume and processes, with its defaults."""
 
     learning_rate: float = 5e-5
     lr_scheduler_type: str = "linear"
@@ -350,7 +350,7 @@ def test_each_training_of_the_trainer_begins_without_momentum():
     ours = trainer()
     first = ours.create_optimizer()
     assert ours.create_optimizer() is first
-    ours.optimizer = None  # so it is when train() is called again
+    ours.optimizer = None  # as when train() is called again
     assert ours.create_optimizer() is not first
     assert ours.create_scheduler(num_training_steps=20).optimizer is ours.optimizer
 

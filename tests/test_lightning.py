@@ -1,4 +1,4 @@
-"""Lightning under plain DDP with loader workers, whole and resumed: what lbsgd.initialize trains."""
+"""Lightning with plain DDP and loader workers, uninterrupted and resumed, trains like lbsgd.initialize."""
 
 from oracle import BOUND, distance, network
 from processes import in_processes
@@ -18,11 +18,11 @@ HERE = [
     ("batch_sampler=self.parts.sampler", "batch_sampler=self.parts.sampler, **workers"),
 ]
 RESUMED = ("trainer.fit(Classifier())", "trainer.fit(Classifier(), ckpt_path=checkpoint, weights_only=False)")
-EARLY = ("self.parts.sampler.set_epoch(", "int(")  # Lightning alone tells the epoch, when the workers have begun it
+EARLY = ("self.parts.sampler.set_epoch(", "int(")  # Lightning alone sets the epoch only when the workers have begun it
 
 
 def of_a_run(folder, *changes):
-    """Return the weights and statistics of a run, and its learning rates."""
+    """Return a run's weights and statistics, and its learning rates."""
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.strategies import DDPStrategy
 

@@ -25,13 +25,13 @@ RESULTS = ROOT / "results"
 
 @pytest.fixture
 def baseline(tmp_path):
-    """Three seeds whose training errors are CURVE and 1 point around it: a fourth may lie 4.97 points above CURVE."""
+    """Three seeds whose training errors are CURVE and 1 point around it. A fourth may be 4.97 points above CURVE."""
     errors = [[error + by for error in CURVE] for by in (-1, 0, 1)]
     return [write_log(tmp_path / "runs", BASELINE, seed, CURVE, train) for seed, train in enumerate(errors)]
 
 
 def above(*numbers):
-    """Training errors that are above the limits in these epochs, and follow the baseline in all others."""
+    """Training errors that exceed the limits in these epochs, and follow the baseline in all others."""
     return [error + (5.5 if number in numbers else 4.5) for number, error in enumerate(CURVE, 1)]
 
 
@@ -74,8 +74,8 @@ def test_staying_above_the_baseline_is_told_once_until_the_curve_has_come_back(t
     [
         above(4, 5, 7, 8, 10, 12),  # never three in a row
         above(1, 2, 3, 4, 5),  # the first three epochs are a quarter
-        [error - 10 for error in CURVE],  # a lower error ends no higher
-        [*above(4, 5)[:5], None, math.nan],  # of which the log has no number
+        [error - 10 for error in CURVE],  # a lower error is no worse
+        [*above(4, 5)[:5], None, math.nan],  # the log has no number for them
     ],
 )
 def test_a_run_that_follows_the_baseline_gets_no_warning(tmp_path, baseline, errors):
@@ -85,7 +85,7 @@ def test_a_run_that_follows_the_baseline_gets_no_warning(tmp_path, baseline, err
 
 def test_the_warmup_may_lie_above_it(tmp_path, baseline):
     said, _ = warnings_of(tmp_path, GRADUAL, above(1, 2, 3, 4, 5, 6), baseline_limits(baseline))
-    assert not any(said)  # two epochs of warmup, and as many to come back
+    assert not any(said)  # two epochs of warmup, and two to return to the baseline
 
 
 def test_a_run_that_ends_before_any_warning_is_told_so(tmp_path, baseline):
@@ -146,7 +146,7 @@ def test_a_baseline_of_which_a_seed_diverged_is_none(tmp_path, baseline):
 
 
 def test_an_infinite_noise_scale_is_a_gap_and_no_error(tmp_path):
-    """|G|² may be estimated at 0 or below; the log has null then."""
+    """|G|² may be estimated as 0 or below. The log then has null."""
     said, page = warnings_of(tmp_path, BASELINE, [50.0])
     page.measured += [{"iteration": t, "epoch": t / 4, "noise_scale": scale} for t, scale in enumerate([9.0, math.inf])]
     assert page.write(epochs([50.0])) == [] and "[9.0,null]" in (tmp_path / "index.html").read_text()
@@ -165,7 +165,7 @@ def test_a_resumed_run_gets_the_warnings_of_a_run_without_a_stop(tmp_path, basel
     page = LivePage(run.path.parent, run.header, baseline_limits(baseline))
     page.take_up(run)
     told = len(page.warnings)
-    said = [page.write(epochs(errors)[:number]) for number in range(done, 13)]  # the page is written before it goes on
+    said = [page.write(epochs(errors)[:number]) for number in range(done, 13)]  # the page is written before the run resumes
     assert said[0] == [] and len(page.warnings) == told + sum(map(len, said)) == 2
     assert [warning.split(":")[0] for warning in page.warnings] == ["epoch 6", "epoch 11"]
 
@@ -177,13 +177,13 @@ def test_a_resumed_run_s_page_keeps_what_was_measured_and_said_before(tmp_path, 
     run = read_run(folder)
     page = LivePage(folder, run.header, baseline_limits(baseline))
     page.take_up(run)
-    assert page.write(run.epochs) == []  # nothing is said twice
+    assert page.write(run.epochs) == []  # nothing is printed twice
     html = (folder / "index.html").read_text()
     assert html.count("warning: epoch 6") == 1 and "Gradient noise" in html
 
 
 def reporting(folder):
-    """A reporter of a run of six epochs, and what it says on the screen."""
+    """A reporter of a run of six epochs, and what it prints."""
     header = read_run(write_log(folder / "header", BASELINE, 0, [5.0], planned=6)).header
     said = []
     ends = {"first": 0, "done": 60, "per_epoch": header["iterations_per_epoch"]}
@@ -225,7 +225,7 @@ def test_the_page_of_a_run_that_was_to_end_inside_its_first_epoch_reloads_itself
 
 
 def ended(folder):
-    """A reporter of a run with two epochs, and what it says on the screen."""
+    """A reporter of a run with two epochs, and what it prints."""
     reporter, said = reporting(folder)
     for record in epochs([50.0, 40.0]):
         reporter.log.epoch(record)

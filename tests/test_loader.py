@@ -1,4 +1,4 @@
-"""The FFCV loader: the same pixels for any threads, batches, processes and restarts; no image lost, no thread left."""
+"""The FFCV loader: equal pixels for any threads, batches, processes and restarts; no image lost, no thread left."""
 
 import copy
 import io
@@ -42,7 +42,7 @@ PIXELS, ALONE = Pixels(resolution=24, device="cpu"), Share()
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A data folder of smooth pictures, all different, of many sizes and shapes."""
+    """A data folder of smooth pictures, all different, with many sizes and shapes."""
     folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for split, number in (("train", NUM_TRAIN), ("val", NUM_VAL)):
         for i in range(number):
@@ -61,7 +61,7 @@ def train_loader(photos, *, threads, micro_batch, share=ALONE, pixels=PIXELS, **
 
 @pytest.fixture(scope="module")
 def loader(photos):
-    """One process with one thread. Every other cut of the work must agree with it."""
+    """A loader of one process with one thread. Every other division of the work must agree with it."""
     loader = train_loader(photos, threads=1, micro_batch=8)
     yield loader
     loader.close()
@@ -114,7 +114,7 @@ def jpegs(beton):
 
 
 def by_definition(image, crop):
-    """Cut, resize, mirror and normalise with OpenCV and NumPy."""
+    """Crop, resize, mirror and normalise with OpenCV and NumPy."""
     import cv2
 
     top, left, h, w, mirrored = crop
@@ -124,7 +124,7 @@ def by_definition(image, crop):
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_training_images_are_the_crops_of_their_numbers(photos, compiled, monkeypatch):
-    if not compiled:  # as where the package was installed without a C compiler
+    if not compiled:  # as if the package was installed without a C compiler
         for module in ("ffcv_loader", "to_device"):
             monkeypatch.setattr(f"lbsgd.data.{module}.library", lambda: None)
     with closing(train_loader(photos, threads=2, micro_batch=8)) as loader:
@@ -133,13 +133,13 @@ def test_training_images_are_the_crops_of_their_numbers(photos, compiled, monkey
     for image, label, number in zip(images, labels, epoch_order(NUM_TRAIN, 7, 4)[:48], strict=True):
         assert label == photos.train.labels[number]
         expected = by_definition(originals[number], draw(crop_key(7, 4), number, *originals[number].shape[:2]))
-        assert np.abs(image.numpy() - expected).mean() < 0.05  # one of 255 steps is 0.017
+        assert np.abs(image.numpy() - expected).mean() < 0.05  # a step of 1/255 is 0.017
 
 
 def test_batch_norm_statistics_are_taken_from_the_epoch_s_first_images(photos, loader):
     first = joined(loader.epoch(5))[0][:32].view(8, 4, 3, 24, 24)
     for rank in range(2):
-        one_of_two = copy.copy(loader)  # spares a compilation
+        one_of_two = copy.copy(loader)  # avoids a compilation
         one_of_two.cut = replace(one_of_two.cut, share=Share(rank, 2))
         batches = list(one_of_two.statistics_batches(5, num_images=32, per_worker_batch=4))
         assert [len(images) for images in batches] == [8, 8]
@@ -194,7 +194,7 @@ def test_a_failure_in_ffcv_s_thread_ends_the_training_within_seconds(loader, mon
 
 
 def test_a_batch_that_comes_while_its_reader_gives_up_waiting_is_taken():
-    """A slow thread may put its last batch, and end, just then."""
+    """A slow thread may deliver its last batch, and end, at that moment."""
 
     def get(timeout):
         if thread.alive:
@@ -264,13 +264,13 @@ def noise(jpeg):
 
 
 def impossible_huffman_table(jpeg):
-    """Damage with which libjpeg gives up at once."""
+    """Damage at which libjpeg gives up at once."""
     table = jpeg.index(b"\xff\xc4") + 5
     jpeg[table : table + 16] = b"\xff" * 16
 
 
 def with_noise_in(photos, image, folder, *, converted_so=False, damage=noise):
-    """Copy the training file with damage in the data of an image: from a bad disk, or as the converter wrote it."""
+    """Copy the training file with damage in an image's data: from a bad disk, or as the converter wrote it."""
     data = bytearray(photos.train.path.read_bytes())
     start, size = int(photos.train.images[image]["data_at"]), int(photos.train.sizes[image])
     jpeg = data[start : start + size]
@@ -306,7 +306,7 @@ def test_a_damaged_image_ends_the_epoch_and_is_named_unless_its_source_was_so(ph
 def test_an_image_that_is_not_decoded_at_all_ends_the_epoch_also_if_its_source_was_so(
     photos, tmp_path, monkeypatch, compiled
 ):
-    """It would be a black image under the label of its class."""
+    """It would be a black image with the label of its class."""
     if not compiled:
         monkeypatch.setattr("lbsgd.data.ffcv_loader.library", lambda: None)
     image = int(epoch_order(NUM_TRAIN, 7, 0)[20])
@@ -334,7 +334,7 @@ def test_reading_ahead_changes_no_pixel_and_leaves_no_thread(photos, loader, mon
     monkeypatch.setattr(ReadAhead, "advance", lambda self, number: (taken.append(number), advance(self, number)))
     ahead = train_loader(photos, threads=2, micro_batch=8, from_disk=True)
     assert all(map(torch.equal, joined(ahead.epoch(3)), joined(loader.epoch(3))))
-    assert taken == [8, 16, 24, 32, 40, 48]  # else it would stop where it is far enough ahead
+    assert taken == [8, 16, 24, 32, 40, 48]  # or it stops once it is far enough ahead
     next(ahead.epoch(4))
     ahead.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "lbsgd read ahead"]
@@ -351,13 +351,13 @@ def test_images_are_asked_for_in_their_order_and_not_too_far_ahead(photos, monke
     monkeypatch.setattr("lbsgd.data.read_ahead.AHEAD_BYTES", 1000)
     starts, sizes = np.array([9000, 0, 5000, 20000]), np.array([600, 300, 800, 100])
     reader = ReadAhead(photos.train.path, starts, sizes)
-    wait_until(lambda: len(asked) == 2)  # 900 bytes; the third image would make them 1,700
-    reader.advance(1)  # with 300 bytes the third image would still make them 1,100
+    wait_until(lambda: len(asked) == 2)  # 900 bytes; with the third image there would be 1,700
+    reader.advance(1)  # with 300 bytes left, the third image would still make it 1,100
     reader.advance(2)
     wait_until(lambda: len(asked) == 4)
     reader.close()
-    other = os.open(os.devnull, os.O_RDONLY)  # gets the number of the file that is closed now
-    reader.close()  # FFCV does
+    other = os.open(os.devnull, os.O_RDONLY)  # gets the number of the file that is now closed
+    reader.close()  # as FFCV does
     os.close(other)
     assert asked == [(8192, 1408), (0, 300), (4096, 1704), (16384, 3716)]
     assert advices == {os.POSIX_FADV_WILLNEED}
@@ -372,7 +372,7 @@ def test_an_image_that_is_too_large_to_be_asked_for_holds_up_no_later_one(photos
     reader.advance(2)
     wait_until(lambda: len(asked) == 2)
     reader.close()
-    assert asked == [(0, 600), (8192, 300)]  # the last image would make them 1,100 bytes
+    assert asked == [(0, 600), (8192, 300)]  # the last image would make it 1,100 bytes
 
 
 @pytest.mark.parametrize("failing", ["fadvise", "open", "read_whole"])
@@ -424,7 +424,7 @@ def test_a_file_that_fits_comes_from_memory_and_one_that_does_not_from_the_disk(
 
 
 def test_the_public_shuffle_leaves_ffcv_and_all_threads_as_they_are():
-    """In a process of its own, which has imported nothing of ours before."""
+    """In a separate process, which has imported nothing of ours before."""
     code = """
 import cv2, numba, torch
 torch.set_num_threads(3), numba.set_num_threads(2), cv2.setNumThreads(5)
@@ -459,7 +459,7 @@ def a_stock_loader_beside_ours(folder):
         with closing(train_loader(photos, threads=2, micro_batch=8)) as second:  # built after a stock one
             assert all(map(torch.equal, joined(second.epoch(0)), ours))
         stock = stock_loader(photos, threads=2)
-        assert torch.get_num_threads() == 2  # FFCV sets it in each Loader, and we do not keep it from doing so
+        assert torch.get_num_threads() == 2  # FFCV sets it in each Loader, and we do not prevent that
         assert np.array_equal(np.concatenate([images.copy() for (images,) in stock]), before)
         assert all(map(torch.equal, joined(loader.epoch(0)), ours))
 
@@ -472,7 +472,7 @@ CUT = dict(global_batch=16, micro_batch=4, seed=3, world_size=2)
 
 
 def order_of_ffcv_s_loader(path, image_field, rank, epochs):
-    """The orders of some epochs, of a Loader of FFCV's that takes ours."""
+    """The orders of some epochs, from an FFCV Loader with our order."""
     from ffcv.loader import Loader
 
     loader = Loader(
@@ -500,7 +500,7 @@ def test_ffcv_s_own_loader_takes_the_shared_shuffle_as_its_order(photos, rank):
 
 
 def order_of_a_part(path, image_field, indices, batch_size):
-    """The order of the first epoch over some images of a file, or why FFCV's Loader cannot have it."""
+    """The order of the first epoch over some images of a file, or why FFCV's Loader refuses it."""
     from ffcv.loader import Loader
 
     order = SharedShuffleOrder(rank=0, **CUT)

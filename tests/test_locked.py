@@ -1,4 +1,4 @@
-"""A folder that nobody may look into is one line that names it, wherever it is given."""
+"""A folder that the user may not look into gives one line that names it, wherever it is given."""
 
 import tempfile
 from pathlib import Path
@@ -36,7 +36,7 @@ TAKES_A_FOLDER = {
 
 @pytest.fixture
 def locked():
-    """A folder inside one that may not be entered; not pytest's own, which only root may enter."""
+    """A folder inside one that may not be entered. It is not pytest's own, which only root may enter."""
     with tempfile.TemporaryDirectory() as name, as_nobody(name):
         outer = Path(name, "locked")
         (outer / "inner").mkdir(parents=True)
@@ -56,7 +56,7 @@ def test_checkpoints_that_may_not_be_listed_are_not_taken_for_none():
 
 @pytest.mark.parametrize("name", [".", "manifest.json", "weights.safetensors", "state.json"])
 def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(name):
-    """The one before it is no way on, because the run would then delete what it may not read."""
+    """The run must not use the checkpoint before it, because it would then delete the one that it may not read."""
     with tempfile.TemporaryDirectory() as outer, as_nobody(outer):
         folder = Path(outer, "checkpoints")
         saved(folder, 1)
@@ -69,7 +69,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(name):
 
 
 def test_a_manifest_that_may_not_be_read_is_not_called_damaged():
-    """Nobody should make data again that only lack a permission."""
+    """Data that only lack a permission must not be made again."""
     with tempfile.TemporaryDirectory() as name, as_nobody(name):
         path = Path(name, "manifest.json")
         path.touch(mode=0)

@@ -1,4 +1,4 @@
-"""A log with values that no reader can use is refused in one line, whatever the value; later versions say more."""
+"""A log with unusable values is refused in one line, whatever the value. Later versions may add keys."""
 
 import json
 
@@ -19,7 +19,7 @@ ITERATION = ["iteration", "epoch", "lr", "images_per_second"]
 
 
 def rewritten(log, number, key, value):
-    """Put a value into line `number` of a log by its key path; Ellipsis deletes it."""
+    """Replace a value in line `number` of a log by its key path; Ellipsis deletes it."""
     lines = log.read_text().splitlines(keepends=True)
     record = json.loads(lines[number])
     *outer, last = key.split(".")
@@ -94,7 +94,7 @@ def test_nan_is_no_strict_json(tmp_path):
 
 @pytest.mark.parametrize(("order", "after"), [((0, 1, 1, 2), 2), ((0, 2, 1), 3)])
 def test_a_log_whose_epochs_do_not_rise_is_refused(tmp_path, order, after):
-    """Two pieces joined by hand, say: its last 5 epochs would be others."""
+    """For example two pieces joined by hand, whose last 5 epochs would be wrong."""
     log = write_log(tmp_path, ROW, 0, [50.0, 40.0, 30.0]) / "log.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     epochs = [line for line in lines if '"kind": "epoch"' in line]

@@ -1,4 +1,4 @@
-"""Memory and time of a process do not grow with the number of images: what is per image is mapped, once per host."""
+"""Memory and time of a process do not grow with the number of images: data per image are mapped, once per host."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ def settled(path):
 
 def test_memory_and_time_of_a_process_do_not_grow_with_the_images(tmp_path):
     path = settled(write_many(tmp_path / "many.beton", MANY))
-    [first] = costs(path, tmp_path)  # surveys the tables, draws the order, compiles
+    [first] = costs(path, tmp_path)  # surveys the tables, draws the order, and compiles
     [few], [many] = costs(write_many(tmp_path / "few.beton", FEW), tmp_path), costs(path, tmp_path)
     print(f"\nfirst {first}\nfew {few}\nmany {many}")
     # 7 bytes per image are 100 MB at 14 million. 4 of them are the order, which other processes share.

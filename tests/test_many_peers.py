@@ -34,7 +34,7 @@ def test_sixty_four_processes_meet_and_all_hear_which_of_them_died(monkeypatch):
 
 
 class Counted:
-    """A store that counts questions and the bytes of their answers."""
+    """A store that counts requests and the bytes of their answers."""
 
     def __init__(self, store):
         self.store, self.questions, self.num_bytes = store, 0, 0
@@ -50,7 +50,7 @@ class Counted:
 
 
 def test_one_that_waits_for_the_others_asks_little_and_rank_0_no_more_the_more_there_are():
-    """Of 500 processes the last one comes late. Thousands that ask ten times a second would keep the store busy."""
+    """The last of 500 processes comes late. Thousands that ask ten times a second would keep the store busy."""
     store, names = HashStore(), [f"{rank:032}" for rank in range(500)]
     leads, waits = Counted(store), Counted(store)
     assert meeting.join(waits, names[7], 7) is None and waits.questions == 1
@@ -81,7 +81,7 @@ def test_few_of_many_look_for_the_silent_one_and_each_with_two_questions():
 
 
 def test_rank_0_may_have_a_file_open_for_each_connection(monkeypatch):
-    """And says so where its host forbids it; else the store would refuse connections without a word."""
+    """It says so if its host forbids it. Otherwise the store would silently refuse connections."""
     limits = [(1024, 8192)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
@@ -106,7 +106,7 @@ def test_an_unknown_name_is_waited_for_and_told_once_and_an_impossible_one_is_no
 
 
 def test_an_error_before_joining_is_told_to_this_run_and_to_no_other(monkeypatch):
-    """The store may be that of another run, whose port this process was given."""
+    """The store may belong to another run, if this process was given its port."""
     for world_size, told in ((2, True), (4, False)):
         store = HashStore()
         meeting.is_of_same_run(store, Processes(0, world_size, 0, 1))
@@ -117,7 +117,7 @@ def test_an_error_before_joining_is_told_to_this_run_and_to_no_other(monkeypatch
 
 @pytest.fixture
 def kept(monkeypatch):
-    """Seconds for which rank 0 keeps the store, so that others can read in it; tests do not wait for them."""
+    """The seconds for which rank 0 keeps the store so that others can read it. Tests do not wait for that."""
     seconds = []
 
     def sleep(pause):
@@ -128,19 +128,19 @@ def kept(monkeypatch):
 
 
 def come(store, rank, world_size, seconds, on_a_host=1):
-    """Return the prefix on which a process agrees with the others, or the error that keeps it from that."""
+    """Return the prefix on which a process agrees with the others, or the error that prevents that."""
     seen = []
     try:
         return fresh_prefix(store, Processes(rank, world_size, 0, on_a_host), seconds, seen.append)
     except LbsgdError as error:
         return error
     finally:
-        assert seen and set(seen) == {connection.MEETING}  # else the guard would take the wait for a hang
+        assert seen and set(seen) == {connection.MEETING}  # or the guard would take the wait for a hang
 
 
 @pytest.mark.parametrize("agent", ["False", "True"])
 def test_those_that_came_hear_why_rank_0_gave_up_and_those_that_come_late(monkeypatch, kept, agent):
-    """Rank 2 never comes. The others would otherwise only find the store gone."""
+    """Rank 2 never comes. Otherwise the others would only find the store gone."""
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", agent)
     store = HashStore()
     with ThreadPoolExecutor() as threads:
@@ -159,7 +159,7 @@ def test_those_that_came_hear_of_an_error_on_a_third_host_which_never_comes(kept
         waiting = [threads.submit(come, store, rank, 3, 30) for rank in (0, 1)]
         while not (names := names_of(store)).get("0") or not read(store, f"{names['0']}/joined"):
             time.sleep(0.02)
-        Peers(Processes(2, 3, 0, 1), store).fail(DataError("no such file"))  # as before it has joined
+        Peers(Processes(2, 3, 0, 1), store).fail(DataError("no such file"))  # before it has joined
     for told in (future.result() for future in waiting):
         assert isinstance(told, OtherFailed) and (told.exit_code, str(told)) == (
             DataError.exit_code,
@@ -170,16 +170,16 @@ def test_those_that_came_hear_of_an_error_on_a_third_host_which_never_comes(kept
 
 @pytest.mark.parametrize("sizes", [(2, 4, 4, 4), (4, 2), (1, 2)])
 def test_processes_that_disagree_on_their_number_are_told_so_at_once_and_end_nobody_else(sizes):
-    """The store may be that of another run, whose port they were given."""
+    """The store may belong to another run, if they were given its port."""
     store = HashStore()
     with ThreadPoolExecutor() as threads:
         first = threads.submit(come, store, 0, sizes[0], 5 if sizes[0] > 1 else 0.2)
         began = time.monotonic()
         seen = [come(store, rank, size, 30) for rank, size in enumerate(sizes[1:], start=1)]
         assert time.monotonic() - began < 4
-        if sizes[0] > 1:  # else rank 0 waits for nobody
+        if sizes[0] > 1:  # otherwise rank 0 waits for nobody
             rest = [threads.submit(come, store, rank, sizes[0], 30) for rank in range(1, sizes[0])]
-            assert len({first.result(), *(each.result() for each in rest)}) == 1  # they meet all the same
+            assert len({first.result(), *(each.result() for each in rest)}) == 1  # they still meet
             alone = str(come(store, 0, sizes[0] + 1, 0.2))
             assert alone.endswith(f"for rank {len(seen)} on {socket.gethostname()}, but {sizes[0]} for rank 0")
     told = f"WORLD_SIZE is {sizes[1]} for rank {{}} on {socket.gethostname()}, but {sizes[0]} for rank 0; start all"
@@ -188,7 +188,7 @@ def test_processes_that_disagree_on_their_number_are_told_so_at_once_and_end_nob
 
 
 def test_a_restart_by_torchrun_on_fewer_hosts_belongs_to_the_same_run(monkeypatch):
-    """The agent keeps the store, and in it what an earlier start was."""
+    """The agent keeps the store, with what an earlier start wrote."""
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     store = HashStore()
     store.set("run", '{"WORLD_SIZE": "4"}')
@@ -204,7 +204,7 @@ def wait_for_rank_0(store):
 def test_a_process_of_another_run_of_the_same_size_does_not_take_the_place_of_one_that_is_still_to_come(
     monkeypatch, name
 ):
-    """Two jobs of an array may share their hosts, and their scripts the port."""
+    """Two jobs of an array may run on the same hosts, and their scripts may use the same port."""
 
     def belongs_to(run):
         if name.isupper():
@@ -255,7 +255,7 @@ def test_missing_ranks_are_few_words():
 
 @pytest.mark.slow
 def test_two_thousand_processes_meet_and_name_the_one_that_dies_and_rank_0_works_little():
-    """CPU time of rank 0 is what counts: the threads of all others share this machine's few cores."""
+    """Only rank 0's CPU time counts, because the threads of all others share this machine's few cores."""
     found = measure(2048, num_processes=4)
     print(f"\n{found}")
     [cause] = {re.sub("by rank .*?: ", "", cause) for cause in found["causes"]}

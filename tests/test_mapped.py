@@ -1,4 +1,4 @@
-"""A mapped file that shrinks while it is read ends the process with a line; any other bus error stays one."""
+"""If a mapped file shrinks while it is read, the process ends with one line. Any other bus error remains one."""
 
 import signal
 import subprocess
@@ -38,7 +38,7 @@ def end_of(code, folder):
         ("shrink(one); last_of(content[0])", "one.beton", "put it back"),
         ("shrink(other); last_of(content[1])", "other.beton", "remove it"),
         ("os.truncate(one, 0); int(content[0][0])", "one.beton", "put it back"),
-        # Module globals whose names begin with _ go first, after all functions of atexit.
+        # Module globals whose names begin with _ are deleted first, after all functions of atexit.
         ("_end = type('End', (), {'__del__': lambda self: (shrink(one), last_of(content[0]))})()", "one", "put it"),
         ("more = mapped(one, 'a third'); del more; gc.collect(); shrink(one); last_of(content[0])", "one", "put it"),
         (
@@ -59,7 +59,7 @@ def test_a_file_that_shrinks_ends_its_reader_with_one_line(tmp_path, code, file,
     [
         "kept = unwatched(); shrink(other); last_of(kept)",
         "os.kill(os.getpid(), signal.SIGBUS)",
-        "del content; gc.collect(); kept = unwatched(); shrink(other); last_of(kept)",  # in the place of one of them
+        "del content; gc.collect(); kept = unwatched(); shrink(other); last_of(kept)",  # at the address of one of them
     ],
     ids=["another mapping", "sent", "a mapping in the old place"],
 )

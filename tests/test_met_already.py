@@ -1,4 +1,4 @@
-"""`initialize` in a program whose processes have met, have parted again, or know their place only in part."""
+"""`initialize` in a program whose processes have met, have parted again, or know only a part of their place."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ def train():
 
 
 def done(code, stage=0, **environment):
-    """Run a program that no launcher has started."""
+    """Run a program without a launcher."""
     program = NETWORK.replace("STAGE", str(stage)) + code
     return command(sys.executable, "-W", "ignore", "-c", program, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}", **environment)
 
@@ -54,7 +54,7 @@ def test_without_an_address_to_meet_at_the_variable_is_named():
 
 
 def initialize(rank, file, said):
-    """Meet by a file, and tell what `initialize` raises."""
+    """Meet by a file, and return the error of `initialize`."""
     for name in LAUNCHERS:
         os.environ.pop(name, None)
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)

@@ -1,4 +1,4 @@
-"""Public functions refuse a wrong argument in one line, which says what to give."""
+"""Public functions refuse a wrong argument in one line, which says what to give instead."""
 
 import copy
 

@@ -68,7 +68,7 @@ def test_every_process_builds_the_same_network_from_the_seed_and_draws_nothing_e
 
 
 def test_the_generators_of_gpus_stay_as_they_were(monkeypatch):
-    """torch.manual_seed would seed them as well, and nothing would set them back."""
+    """torch.manual_seed would seed them, too, and nothing would restore them."""
     seeded = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     torch.manual_seed(5)

@@ -1,4 +1,4 @@
-"""A report says which run is which: in headings, in rows and in pictures, whatever the runs differ in."""
+"""A report says which run is which: in headings, rows and pictures, in whatever the runs differ."""
 
 import itertools
 import re
@@ -31,7 +31,7 @@ def run(folder, change=lambda header: None, row=SMALL):
 
 @pytest.fixture
 def three(tmp_path):
-    """A run, one with another weight decay, and one with other images, which compares with neither."""
+    """A run, one with another weight decay, and one with other images, which cannot be compared with the others."""
     run(tmp_path / "plain")
     run(tmp_path / "wd", lambda header: header["config"]["optimizer"]["params"].update(weight_decay=0.001))
     run(tmp_path / "flip", lambda header: header["recipe"]["augmentation"].update(flip=True))
@@ -105,7 +105,7 @@ def test_a_folder_that_begins_with_an_underscore_has_its_name_in_the_legend(tmp_
 
 @pytest.mark.filterwarnings("error")
 def test_a_folder_may_have_any_name(tmp_path):
-    """Line ends, escapes of a terminal, bytes that are no UTF-8, and letters that the pictures' font lacks."""
+    """Line ends, a terminal's escapes, bytes that are not UTF-8, and letters that the pictures' font lacks."""
     names = ["new\nline", "\x1b[31mred", "half\udcff", "\u65e5\u672c"]
     for number, name in enumerate(names):
         decay = 0.001 * (number + 1)

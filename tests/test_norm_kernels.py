@@ -1,4 +1,4 @@
-"""The Triton kernels of batch norm: right in Triton's interpreter, and machine code for two kinds of GPU."""
+"""The Triton kernels of batch norm: right in Triton's interpreter, and compiled for two kinds of GPU."""
 
 import copy
 import json
@@ -26,13 +26,13 @@ from lbsgd.errors import ConfigError
 from lbsgd.train.device_rules import kind_in_rule
 
 HERE = Path(__file__).parent
-BOUNDS = {"fp32": 2e-5, "fp16": 1e-3, "bf16": 8e-3}  # of the largest value; the types' own rounding is about half
+BOUNDS = {"fp32": 2e-5, "fp16": 1e-3, "bf16": 8e-3}  # of the largest value; about twice the types' own rounding
 FAR = 2e-4  # float32 holds 1000 to 6e-5, and the deviation is about 1
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def found(request):
-    """What tests/norm_cases.py prints."""
+    """The output of tests/norm_cases.py."""
     interpreting = {"TRITON_INTERPRET": "1"} if request.param == "cpu" else {}
     command = [sys.executable, str(HERE / "norm_cases.py"), request.param]
     environment = {**os.environ, **interpreting, "PYTHONPATH": str(HERE.parent)}
@@ -62,7 +62,7 @@ def test_a_fused_block_is_torchvisions(found, kind):
 
 # --- machine code -----------------------------------------------------------------------------------------------------
 
-TILES = {"OUTER": 64, "CHANNELS": 64, "INNER": 1, "inner": 1}  # channels_last: inner is 1, and Triton knows it
+TILES = {"OUTER": 64, "CHANNELS": 64, "INNER": 1, "inner": 1}  # channels_last: inner is 1, and Triton knows that
 PLANES = {"OUTER": 4, "CHANNELS": 1, "INNER": 1024}
 FUSED, PLAIN = {"RELU": True}, {"RELU": False, "weight": None, "bias": None, "residual": None, "y": None}
 POOLS = {"SPLITS": 512, "CHANNELS": 8}
@@ -108,7 +108,7 @@ def test_every_kernel_compiles_to_machine_code(arch, tmp_path, monkeypatch):
 
 
 def test_triton_launches_a_kernel_that_it_has_found_as_launch_does():
-    """`KernelLaunch` runs the kernel itself where Triton is of the version that it was read in, and nowhere else."""
+    """`KernelLaunch` runs the kernel itself only in the version of Triton that it was written for."""
     import inspect
 
     import triton

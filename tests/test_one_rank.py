@@ -1,4 +1,4 @@
-"""What a rank of a large job takes by itself: memory, start, and the work around each update."""
+"""The cost of one rank of a large job: memory, start, and the work around each update."""
 
 import pytest
 from one_rank import cost
@@ -6,7 +6,7 @@ from one_rank import cost
 
 @pytest.mark.slow
 def test_a_rank_of_256_takes_what_a_process_alone_takes():
-    """Its collective calls do nothing, so all that is left is the rank's own work (Sec. 4: 32 images per GPU)."""
+    """Its collective calls do nothing, so only the rank's own work is left (Sec. 4: 32 images per GPU)."""
     alone, of_256 = cost(0, 1), cost(137, 256)
     print(f"\nalone  {alone}\nof 256 {of_256}")
     assert of_256["private"] < 1.2 * alone["private"] + 50

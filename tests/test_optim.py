@@ -18,7 +18,7 @@ SCHEDULE = WARMUP + [0.32, 0.32, 0.032]
 
 
 def gradient(w, t):
-    """Return the gradient of a bowl that is steeper in some directions and shaken differently at every iteration."""
+    """Return the gradient of a bowl that is steeper in some directions and perturbed differently in each iteration."""
     curvature = torch.linspace(0.05, 0.5, w.numel(), dtype=w.dtype)
     return curvature * w + torch.cos(t + torch.arange(w.numel(), dtype=w.dtype))
 
@@ -88,7 +88,7 @@ def test_without_correction_the_forms_part_when_the_learning_rate_changes_and_on
 
 
 class CorrectedTwice(torch.optim.SGD):
-    """The known bug: Caffe2's correction, made for form (10), on torch's form (9)."""
+    """The known bug: Caffe2's correction, made for form (10), applied to torch's form (9)."""
 
     def step(self):
         for group in self.param_groups:
@@ -104,7 +104,7 @@ def test_the_correction_of_form_10_on_form_9_is_a_bug_that_shows():
     right, wrong = (descend(kind, WARMUP, nesterov=True) for kind in (MomentumCorrectedSGD, CorrectedTwice))
     assert (right - wrong).abs().max() > 1
     constant = [descend(kind, [3.2] * 8, nesterov=True) for kind in (MomentumCorrectedSGD, CorrectedTwice)]
-    torch.testing.assert_close(*constant)  # it hides while η is constant
+    torch.testing.assert_close(*constant)  # it does not show while η is constant
 
 
 def test_a_learning_rate_of_zero_gathers_momentum_and_moves_nothing():
@@ -120,7 +120,7 @@ def test_a_learning_rate_of_zero_gathers_momentum_and_moves_nothing():
 
 
 def test_before_any_learning_rate_momentum_has_the_unit_of_its_group():
-    """A checkpoint keeps one last learning rate for all groups, before their factors."""
+    """A checkpoint keeps one last learning rate for all groups, without their factors."""
     w, bias = (torch.ones(1, requires_grad=True) for _ in range(2))
     groups = [{"params": [w]}, {"params": [bias], "lr_factor": 2.0}]
     optimizer = MomentumCorrectedSGD(groups, lr=0.0, form="lr_inside")
@@ -132,10 +132,10 @@ def test_before_any_learning_rate_momentum_has_the_unit_of_its_group():
 
 @pytest.mark.parametrize("saved, built", [("lr_outside", "lr_inside"), ("lr_inside", "lr_outside")])
 def test_momentum_of_the_other_form_is_refused(saved, built):
-    """v = η·u: taken for the other, momentum would be wrong by a factor of η."""
+    """v = η·u: if one were taken for the other, momentum would be wrong by a factor of η."""
     w = torch.ones(2, requires_grad=True)
     first, second = (MomentumCorrectedSGD([w], lr=0.1, form=form) for form in (saved, built))
-    second.load_state_dict(first.state_dict())  # without momentum yet
+    second.load_state_dict(first.state_dict())  # without momentum so far
     w.grad = torch.ones(2)
     first.step()
     with pytest.raises(ValueError, match=f"momentum of form '{saved}', and the optimizer has form '{built}'"):
@@ -169,7 +169,7 @@ def test_what_cannot_be_is_refused(wrong, message):
 
 @pytest.mark.parametrize("form", ["lr_outside", "lr_inside"])
 def test_zero_may_step_flat_slices_one_group_at_a_time(form):
-    """Slices need not end where a parameter ends; groups may be empty, and parameters without a gradient."""
+    """Slices may end inside a parameter, groups may be empty, and parameters may have no gradient."""
     whole = [torch.linspace(-1, 1, 6, dtype=torch.float64).requires_grad_() for _ in range(2)]
     slices = [w.detach().clone()[part].requires_grad_() for w in whole for part in (slice(0, 2), slice(2, 6))]
     unused = torch.ones(3, requires_grad=True)
@@ -244,14 +244,14 @@ def test_step_hooks_run_once_per_step_whoever_built_a_plain_sgd_before(form):
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_gradients_and_momentum_of_another_layout_meet_their_own_weights(nesterov):
-    """torch's fused kernel on a CPU goes through memory and looks at no strides (test_upstream.py)."""
+    """torch's fused kernel on a CPU walks through memory and ignores strides (test_upstream.py)."""
     weight = torch.zeros(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)
     torch.manual_seed(0)
     gradients, buffer, found = torch.randn(2, 4, 3, 2, 2), torch.randn(4, 3, 2, 2), []
     for fused in (True, False):
         p = torch.nn.Parameter(weight.clone())
         sgd = MomentumCorrectedSGD([p], 0.1, nesterov=nesterov, fused=fused)
-        sgd.state[p]["momentum_buffer"] = buffer.clone()  # as loaded from a file
+        sgd.state[p]["momentum_buffer"] = buffer.clone()  # as if loaded from a file
         for gradient in gradients:
             p.grad = gradient.clone()
             sgd.step()
@@ -288,7 +288,7 @@ def test_the_106_batch_norm_parameters_of_resnet50_do_not_decay(converted):
     assert (batch_norm["name"], batch_norm["weight_decay"], len(batch_norm["params"])) == ("batch_norm", 0.0, 2 * 53)
     assert any(p is model.fc.bias for p in decay["params"])
     by_name = [name for name, _ in model.named_parameters() if "bn" in name]
-    assert len(by_name) == 2 * 49  # the search for "bn" misses the four shortcuts
+    assert len(by_name) == 2 * 49  # a search for "bn" misses the four shortcuts
 
 
 def test_batch_norm_decays_when_asked_to():
@@ -306,7 +306,7 @@ def test_frozen_parameters_are_left_out_shared_ones_stand_once_and_no_group_is_e
 
 
 def test_gamma_inside_another_parameter_is_refused_because_it_would_decay():
-    """FSDP flattens all parameters of a module into one, and leaves views of it, unless use_orig_params is given."""
+    """FSDP flattens all parameters of a module into one, and leaves views of it, unless use_orig_params is set."""
     flat = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     flat.flat_parameter = nn.Parameter(torch.ones(4))
     del flat[1].weight, flat[1].bias
@@ -356,7 +356,7 @@ def test_biases_with_a_learning_rate_of_their_own_may_decay():
 
 
 def test_no_momentum_is_taken_for_a_momentum_of_0():
-    """As torch's own SGD takes it, which kept None in its state once."""
+    """As torch's own SGD does, which used to keep None in its state."""
     weight = nn.Parameter(torch.ones(2))
     optimizer = MomentumCorrectedSGD([weight], 0.1, momentum=0.9, nesterov=False, form="lr_inside")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: {"momentum_buffer": None}}})

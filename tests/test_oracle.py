@@ -1,7 +1,7 @@
 """Runs through the DeepSpeed engine end with the weights and statistics of oracle.py.
 
-This holds for any world size, micro batch, number of passes, ZeRO stage and precision. test_pitfalls.py has the runs
-that miss the bound.
+This holds for any world size, micro batch, number of passes, ZeRO stage and precision. The runs of test_pitfalls.py
+miss the bound.
 """
 
 from statistics import median
@@ -25,7 +25,7 @@ ON_TWO_PROCESSES = [(stage, micro_batch) for stage in (0, 1, 2) for micro_batch 
 IN_HALF_PRECISION = [("bf16", 0), ("bf16", 1), ("fp16", 1), ("fp16", 2)]  # precision and stage, on two processes
 KINKED = dict(last=10, activation=F.relu)
 NETWORKS = range(1, 8)  # of the ReLU runs
-# Half precision against plain PyTorch autocast's own distance, measured: bf16 1.0 to 1.4, fp16 1.5 to 2.2 times as far.
+# Measured distance of half precision, over that of plain PyTorch autocast: bf16 1.0 to 1.4, fp16 1.5 to 2.2.
 MULTIPLE = 5
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,7 +52,7 @@ def relu_distances(micro_batch):
 
 
 def runs_of_two_processes():
-    # Half precision computes on any CPU, slowly; DeepSpeed only asks.
+    # Half precision works on any CPU, slowly. DeepSpeed only asks whether it is supported.
     get_accelerator().is_fp16_supported = lambda: True
     runs = {(stage, micro): trained(recipe(stage, micro_batch=micro))[0] for stage, micro in ON_TWO_PROCESSES}
     runs |= {("trainer", micro): by_the_trainer(0, micro) for micro in (8, 32)}
@@ -62,7 +62,7 @@ def runs_of_two_processes():
 
 @pytest.fixture(scope="module")
 def two_processes():
-    """The states of each of two processes after each run; they are started once."""
+    """The states of two processes after each run. The processes are started once."""
     return in_processes(2, runs_of_two_processes)
 
 
@@ -73,7 +73,7 @@ def expected():
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
-    """The device of this process's engine: full fp32, and fp16 even where the CPU is slow at it."""
+    """The device of this process's engine: full fp32, and fp16 even if the CPU is slow at it."""
     if request.param == "cpu":
         monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
     assert get_accelerator().device_name() == request.param
@@ -83,7 +83,7 @@ def device(request, monkeypatch):
 
 
 def own_distance(precision, device, expected):
-    """Return how far plain PyTorch autocast is from the oracle by itself."""
+    """Return how far plain PyTorch autocast itself is from the oracle."""
     with torch.autocast(device, AUTOCAST[precision], cache_enabled=False):  # the cache would keep the first weights
         return distance(oracle.train(network().to(device), dtype=torch.float32)[0], expected)
 
@@ -141,7 +141,7 @@ def test_the_trainers_update_is_the_oracles(two_processes, expected):
 
 
 def test_with_relu_runs_are_as_far_from_the_oracle_as_plain_pytorch_is(two_processes):
-    """Take the median of seven networks: in about 1 of 25 runs, ours or PyTorch's, a unit crosses its kink."""
+    """Take the median of seven networks, because in about 1 of 25 runs, ours or PyTorch's, a unit crosses its kink."""
     own = median(
         distance(oracle.train(model, 10, dtype=torch.float32)[0], oracle.train(model, 10)[0])
         for model in (network(seed, activation=F.relu) for seed in NETWORKS)

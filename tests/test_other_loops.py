@@ -1,4 +1,4 @@
-"""Batch norm in loops, libraries and tools of other people: as torch's own classes there, whatever they do with it."""
+"""Batch norm in other people's loops, libraries and tools behaves like torch's own classes, whatever they do."""
 
 import copy
 import pickle
@@ -51,7 +51,7 @@ def statistics(model):
 
 
 def assert_same(model, other, **tolerance):
-    """Their gradients and their statistics."""
+    """Compare gradients and statistics."""
     torch.testing.assert_close(gradient(model), gradient(other), **tolerance)
     torch.testing.assert_close(statistics(model), statistics(other), **tolerance)
 
@@ -133,7 +133,7 @@ def test_a_batch_norm_in_torchscript_is_refused_rather_than_left_torchs(in_torch
     model = nn.Sequential(in_torchscript(small()))
     with pytest.raises(ValueError, match="0.1 is a BatchNorm2d in TorchScript, .* before torch.jit.script"):
         convert_batch_norm(model, N)
-    assert convert_batch_norm(model.requires_grad_(False), N) is model  # a teacher, say
+    assert convert_batch_norm(model.requires_grad_(False), N) is model  # for example a teacher
 
 
 def test_a_lazy_batch_norm_is_converted_once_it_has_channels():
@@ -161,7 +161,7 @@ def test_features_are_extracted_at_the_nodes_that_torchs_batch_norms_have(make):
     torch.manual_seed(0)
     plain = make()
     model = convert_batch_norm(copy.deepcopy(plain), N)
-    if not isinstance(plain, timm.models.RegNet):  # timm's own layers are no leaves outside timm
+    if not isinstance(plain, timm.models.RegNet):  # outside timm its own layers are no leaves
         assert get_graph_node_names(model) == get_graph_node_names(plain)
     node = [name for name in get_graph_node_names(model)[0] if name in norms(plain)][3]
     x = images(2 * N, size=32)
@@ -306,7 +306,7 @@ def test_update_bn_between_two_passes_leaves_the_iteration_alone():
 
 
 def test_loading_a_state_begins_an_iteration():
-    """A pass that the state does not know of, here one that broke, is not averaged with those that come."""
+    """A pass that the state does not include, here a broken one, is not averaged with later passes."""
     model, undisturbed = ours(passes=2), ours(passes=2)
     model(images(N) * float("nan"))
     model.load_state_dict(undisturbed.state_dict())
@@ -436,7 +436,7 @@ def test_one_use_alone_is_torchs_order_of_two_moves():
 
 
 class Tokens(nn.Module):
-    """Normalises the tokens of all images as so many rows, as timm's LeViT does."""
+    """Normalises the tokens of all images as separate rows, as timm's LeViT does."""
 
     def __init__(self, checkpointing=False):
         super().__init__()
@@ -467,8 +467,8 @@ def test_rows_of_one_worker_s_images_are_normalised_together(compiler, checkpoin
 def test_rows_of_several_workers_are_refused_with_the_numbers():
     model = convert_batch_norm(Tokens(), N)
     with pytest.raises(ValueError, match=r"makes 288 rows of 8 images .* a micro batch of 4$"):
-        model(x=images(2 * N), scales=torch.ones(N))  # the first tensor is the images, whatever follows it
-    assert model.rows(images(2 * N)).shape == (2 * N, 36, 4)  # outside of any forward nobody knows the images
+        model(x=images(2 * N), scales=torch.ones(N))  # the first tensor is taken for the images, whatever follows it
+    assert model.rows(images(2 * N)).shape == (2 * N, 36, 4)  # outside a forward the images are not known
 
 
 @pytest.mark.parametrize("name", ["levit_128s", "efficientvit_m0"])
@@ -477,7 +477,7 @@ def test_networks_of_timm_that_normalise_tokens_or_windows_are_torchs_on_one_wor
     plain, x = timm.create_model(name, num_classes=4), images(N, size=224)
     model = convert_batch_norm(copy.deepcopy(plain), N)
     for each in (model, plain):
-        torch.manual_seed(1)  # of the head's dropout
+        torch.manual_seed(1)  # for the head's dropout
         out = each(x)
         (sum(out) if isinstance(out, tuple) else out).square().sum().backward()
     assert torch.equal(gradient(model), gradient(plain))

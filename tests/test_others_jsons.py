@@ -1,4 +1,4 @@
-"""`lbsgd check` on DeepSpeed JSONs as other projects have them: what is said is true, and what hurts is said."""
+"""`lbsgd check` on other projects' DeepSpeed JSONs: its findings are true, and it finds what hurts."""
 
 import json
 

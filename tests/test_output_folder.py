@@ -1,4 +1,4 @@
-"""The folder of a run: one run writes there at a time, and none over what another has left."""
+"""The folder of a run: only one run writes there at a time, and none overwrites what another has left."""
 
 import errno
 import threading
@@ -73,7 +73,7 @@ def test_a_run_that_has_ended_and_whose_checkpoints_are_gone_is_not_written_over
 
 @pytest.mark.parametrize("content", [b"", b"{", None])
 def test_a_run_that_never_had_a_checkpoint_begins_anew(tmp_path, content):
-    """As on a full disk, on which epochs come to the log and checkpoints do not."""
+    """As on a full disk, where the log gets epochs but no checkpoint is written."""
     folder = tmp_path if content is not None else write_log(tmp_path, BASELINE, 0, [50.0, 40.0, 30.0])
     if content is not None:
         (folder / "log.jsonl").write_bytes(content)
@@ -103,4 +103,4 @@ def test_a_network_of_the_same_weights_and_other_strides_is_another_one():
 
     assert windows_of(network(1)) != windows_of(network(2)) and windows_of(network(2)) == windows_of(network(2))
     identity = {"network": {}, "windows": windows_of(network(2))}
-    assert comparable({"identity": {"network": {}}}, identity) == identity  # of a checkpoint that does not have them
+    assert comparable({"identity": {"network": {}}}, identity) == identity  # from a checkpoint that does not have them

@@ -1,4 +1,4 @@
-"""A loop in which optimizer, scheduler and sampler part from each other is told once, and a right one never."""
+"""A loop whose optimizer, scheduler and sampler get out of step is warned once, and a right one never."""
 
 import warnings
 
@@ -22,7 +22,7 @@ def pieces():
 
 
 class Loop:
-    """A loop of anybody's, and each way to get it wrong."""
+    """A user's loop, with each way to get it wrong."""
 
     def __init__(self, *, passes=PASSES, schedule="update", announce=True, workers=0, times=1):
         self.model, self.plan, (self.sgd, self.scheduler, self.sampler) = pieces()
@@ -56,7 +56,7 @@ class Loop:
 
 
 def said(run):
-    """What lbsgd warns of in a run."""
+    """lbsgd's warnings in a run."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run()
@@ -145,7 +145,7 @@ def test_batches_that_are_split_between_processes_again_are_told(batches):
 
 
 def resumed(load, first=None, skipped=0):
-    """Go on after 6 updates, in the middle of the second epoch, for two epochs more."""
+    """Go on after 6 updates, in the middle of the second epoch, for two more epochs."""
 
     def run():
         whole, loop = Loop(), Loop()

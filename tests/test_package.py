@@ -1,4 +1,4 @@
-"""What editors and type checkers see of the package: names that load lazily, and types."""
+"""The package as editors and type checkers see it: names that load lazily, and types."""
 
 import ast
 import configparser
@@ -95,7 +95,7 @@ def test_the_version_is_that_of_the_installation():
 
 
 def test_a_clone_that_is_not_installed_says_so(tmp_path):
-    (tmp_path / "lbsgd").symlink_to(ROOT / "lbsgd")  # and no metadata beside it
+    (tmp_path / "lbsgd").symlink_to(ROOT / "lbsgd")  # without metadata next to it
     without_packages = [sys.executable, "-S", "-c", "import lbsgd; lbsgd.__version__"]
     said = subprocess.run(without_packages, cwd=tmp_path, env={}, capture_output=True, text=True).stderr
     assert said.splitlines()[-1] == (
