@@ -165,7 +165,7 @@ def test_a_resumed_run_gets_the_warnings_of_a_run_without_a_stop(tmp_path, basel
     page = LivePage(run.path.parent, run.header, baseline_limits(baseline))
     page.take_up(run)
     told = len(page.warnings)
-    said = [page.write(epochs(errors)[:number]) for number in range(done, 13)]  # the page is written before the run resumes
+    said = [page.write(epochs(errors)[:number]) for number in range(done, 13)]  # the page is written before the run
     assert said[0] == [] and len(page.warnings) == told + sum(map(len, said)) == 2
     assert [warning.split(":")[0] for warning in page.warnings] == ["epoch 6", "epoch 11"]
 

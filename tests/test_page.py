@@ -1,4 +1,4 @@
-"""The page in a real browser: Debian's headless Chromium, which tests/browser/setup.sh installs."""
+"""The page in a real browser, Debian's headless Chromium, which tests/browser/setup.sh installs."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ PROBE = "<script>document.title = `${document.documentElement.scrollWidth} of ${
 
 
 def chromium(page, *flags, width=1000, height=1400):
-    """Chromium's standard output for a page; what it says of the machine goes to the standard error."""
+    """Return Chromium's standard output for a page. Its messages about the machine go to stderr."""
     browser = shutil.which("chromium-headless-shell")
     assert browser, "tests/browser/setup.sh installs chromium-headless-shell; `make test` runs it"
     sandbox = ["--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-color-profile=srgb"]
@@ -83,12 +83,12 @@ def test_the_page_fits_a_narrow_screen(group, tmp_path, width):
     probed = tmp_path / "index.html"
     probed.write_text(group.read_text().replace("</body>", PROBE))
     title = re.search(r"<title>(\d+) of (\d+)</title>", chromium(probed, "--dump-dom", width=width))
-    assert int(title[1]) <= int(title[2])  # the tables scroll by themselves
+    assert int(title[1]) <= int(title[2])  # the tables scroll separately
 
 
 @pytest.mark.parametrize("width", [390, 1400])
 def test_claims_can_be_read_beside_their_answers(tmp_path, width):
-    """Long words break into lines, a claim is no column of single words, and its answer is in sight."""
+    """Long words wrap, a claim is no column of single words, and its answer is visible."""
     request = Request((STUDIES["table3a"],), DATA_SETS["scenes"], (0, 1, 2), ROOT, tmp_path)
     shutil.copytree(ROOT / "results" / "scenes" / "runs", request.logs)
     report(request, "0123456789")
@@ -160,8 +160,8 @@ def test_an_unfinished_run_s_page_reloads_itself_and_a_finished_one_does_not(tmp
     done = read_run(write_log(tmp_path / "done", ROWS[0], 0, [50.0, 40.0]))
     pages = [run_page(run).write(run.path.parent) for run in (going, done)]
     assert 'data-reload-seconds="15"' in pages[0].read_text() and 'data-reload-seconds=""' in pages[1].read_text()
-    assert "epoch 2 of 4, about 2 min left: top-1 error 45.00 %" in pages[0].read_text()  # 60 s an epoch
-    # made to reload at once, and once, it comes back to where it was scrolled to
+    assert "epoch 2 of 4, about 2 min left: top-1 error 45.00 %" in pages[0].read_text()  # 60 s per epoch
+    # made to reload at once, a single time, it comes back to where it was scrolled to
     quick = pages[0].read_text().replace('data-reload-seconds="15"', 'data-reload-seconds="0.05"')
     once = "<header><script>if (sessionStorage.n) document.body.dataset.reloadSeconds = '';</script>"
     scroll = "<script>if (sessionStorage.n) document.title = scrollY; else { sessionStorage.n = 1; scrollTo(0, 123); }"
@@ -198,7 +198,7 @@ def test_configuration_that_is_not_the_paper_s_is_marked(tmp_path):
 
 
 def test_configuration_is_what_the_run_obeyed(tmp_path):
-    """Decay points in iterations take the place of those in epochs; a detector has sides of its own."""
+    """Decay points in iterations replace those in epochs, and a detector has its own image sizes."""
     run = read_run(ROOT / "results" / "scenes" / "runs" / "x4_from_x1" / "seed0")
     facts = {fact.name: fact.value for fact in configuration(run.header)}
     assert facts["decay.iterations"] == "[1536]" and facts["detection.shorter_side"] == "112"
@@ -239,4 +239,4 @@ def test_the_share_of_skipped_updates_is_drawn_where_there_are_any(tmp_path):
     for record, skipped in zip(run.epochs, (12, 12), strict=True):
         record["skipped_iterations"] = skipped
     (section,) = [found for found in run_page(run).sections if found.title == "Updates skipped for overflow"]
-    assert section.charts[0].series[0].y == [25.0, 12.5]  # of 48 iterations per epoch
+    assert section.charts[0].series[0].y == [25.0, 12.5]  # 48 iterations per epoch

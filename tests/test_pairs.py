@@ -1,4 +1,4 @@
-"""Pairs of one orientation come out of the epoch's one shuffle, so every division of the work sees the same pairs."""
+"""Pairs of one orientation come from the epoch's one shuffle, so every division of the work sees the same pairs."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_every_image_is_there_once_and_only_the_last_groups_are_mixed(tall, seed
 
 @given(tall=TALL, seed=st.integers(0, 99), n=st.integers(1, 4))
 def test_the_shuffle_decides_who_shares_a_forward(tall, seed, n):
-    """Images of a kind stay in the shuffle's order, and groups stand in the order in which it completes them."""
+    """Images of a kind stay in the shuffle's order, and groups are in the order in which it completes them."""
     shuffled = epoch_order(len(tall), seed, 0)
     place = np.argsort(shuffled)
     order = grouped_order(shuffled, tall, n)
@@ -50,14 +50,14 @@ def test_every_world_size_and_every_global_batch_sees_the_same_pairs(tall, seed)
 
 
 def test_pairs_formed_within_a_ranks_share_would_depend_on_the_number_of_ranks():
-    """The mistake that the order before prevents: Remark 4 for pairs."""
+    """The mistake that grouping before the division prevents: Remark 4 for pairs."""
     tall = np.arange(24) % 3 == 0
 
     def pairs(world_size, seed):
         shares = epoch_order(24, seed, 0).reshape(world_size, -1)
         return {tuple(pair) for share in shares for pair in grouped_order(share, tall, 2).reshape(-1, 2).tolist()}
 
-    assert any(pairs(1, seed) != pairs(2, seed) for seed in range(5))  # equal where both halves have even numbers
+    assert any(pairs(1, seed) != pairs(2, seed) for seed in range(5))  # equal if both halves have even numbers
 
 
 def test_a_forward_of_no_image_is_refused():

@@ -1,4 +1,4 @@
-"""Rows find themselves by the plans in their logs, the paper's numbers stand beside ours; files are the same bytes."""
+"""Rows are recognised by the plans in their logs, with the paper's numbers next to ours; files are the same bytes."""
 
 import csv
 import io
@@ -43,7 +43,7 @@ def table_1_runs(tmp_path_factory):
 
 
 def ended_early(runs, row, seed, error):
-    """A run of one epoch of the six that were planned, as with --epochs 1."""
+    """A run of one of the six planned epochs, as with --epochs 1."""
     folder = write_log(runs, row, seed, [error], planned=6)
     with open(folder / "log.jsonl", "a") as log:
         log.write(f'{{"kind": "result", "val_top1_error_pct": {error}}}\n')
@@ -165,12 +165,12 @@ def test_a_diverged_run_and_one_under_way_are_told(tmp_path):
     write_report(families_at([tmp_path]), tmp_path / "report", "digits")
     page = (tmp_path / "report" / "index.html").read_text()
     assert "4 of 6 runs are finished, 1 diverged" in page
-    assert 'data-reload-seconds=""' in page  # nothing writes it again
+    assert 'data-reload-seconds=""' in page  # nothing will write it again
 
 
 @pytest.mark.parametrize("lost", [0, 3])
 def test_a_row_with_a_diverged_seed_has_no_difference(tmp_path, lost):
-    """Neither in the row nor in the baseline do those that are left stand for all; the claims say the same."""
+    """The remaining seeds do not stand for all, neither in the row nor in the baseline. The claims say the same."""
     for number in (0, 3):
         for seed in range(2):
             write_log(tmp_path, TABLE_1[number], seed, [2.0 + seed] * 6)
@@ -202,7 +202,7 @@ def test_a_run_ended_early_is_a_row_of_its_own(tmp_path):
 
 @pytest.mark.parametrize("early", ["a", "z"])
 def test_a_trial_of_an_epoch_is_no_baseline(tmp_path, early):
-    """Wherever its folder is sorted."""
+    """Wherever its folder is in the sort order."""
     ended_early(tmp_path / early, TABLE_1[0], 0, 90.0)
     write_rows(tmp_path / "full", TABLE_1, ERRORS)
     family, trial = families_of(group_runs(find_runs([tmp_path])))
@@ -228,7 +228,7 @@ def test_a_row_whose_seeds_all_diverge_in_a_trial_stays_in_its_table(tmp_path):
     assert baseline[6] == "50.50 ± 0.71" and large[6:9] == ("all diverged", "2", "")
     assert family.place == "resnet18 on 1,536 images of digits_1536, 1 of 6 epochs"
     write_report([family], tmp_path / "report", "digits")
-    write_log(tmp_path / "whole", TABLE_1[1], 0, [2.0] * 6)  # where a row was trained to its end, it is of that table
+    write_log(tmp_path / "whole", TABLE_1[1], 0, [2.0] * 6)  # if a row was trained to its end, it belongs to that table
     assert [len(found.rows) for found in families_at([tmp_path])] == [2, 1]
     assert {error_cell(row) for row in families_at([tmp_path])[0].rows} == {"all diverged", "2.00"}
 
@@ -357,7 +357,7 @@ def test_published_logs_in_a_grid_s_checkout_are_not_its_runs(tmp_path):
     (tmp_path / "code" / ".git").write_text("gitdir: elsewhere\n")
     write_log(tmp_path, TABLE_1[0], 0, [1.0])
     assert [run.value for run in find_runs([tmp_path])] == [1.0]
-    assert [run.value for run in find_runs([tmp_path / "code"])] == [9.0]  # asked for
+    assert [run.value for run in find_runs([tmp_path / "code"])] == [9.0]  # if it is asked for
 
 
 def test_a_copy_of_other_code_is_refused(tmp_path):
@@ -397,7 +397,7 @@ def test_the_epoch_from_which_training_follows_the_baseline(tmp_path, curve, wor
         write_log(tmp_path, TABLE_1[0], seed, [5.0] * 4, train)
     write_log(tmp_path, TABLE_1[3], 0, [5.0] * 4, curve)
     for row in (TABLE_1[0], TABLE_1[3]):
-        write_log(tmp_path, row, 5, [5.0], [90.0], planned=4)  # under way, and not compared yet
+        write_log(tmp_path, row, 5, [5.0], [90.0], planned=4)  # still running, and not compared yet
     [family] = families_at([tmp_path])
     baseline = family.baseline
     assert band(baseline.finished)[2] == (19.0, 21.0)
@@ -421,7 +421,7 @@ def test_curves_are_compared_where_both_rows_have_finished_runs_with_the_same_ep
     write_log(tmp_path, TABLE_1[0], 2, [5.0] * 3)
     log = write_log(tmp_path, TABLE_1[3], 2, [5.0] * 3) / "log.jsonl"
     lines = log.read_text().splitlines(keepends=True)
-    log.write_text("".join(line for line in lines if '"epoch": 1,' not in line))  # lost, and begun where it went on
+    log.write_text("".join(line for line in lines if '"epoch": 1,' not in line))  # lost, and begun again on resuming
     [family] = families_at([tmp_path])
     assert matched_from(family.find(8), family.baseline).words == "-"
 
@@ -441,7 +441,7 @@ def test_claims_are_answered_also_where_they_fail(table_1_runs):
 
 
 def test_a_claim_about_curves_compares_how_far_they_lie_from_the_baselines_mean(tmp_path):
-    first = [50.0, 50.0]  # the first third of six epochs does not count
+    first = [50.0, 50.0]  # the first third of six epochs is not counted
     curves = {
         "x1": [[9.0] * 6, [11.0] * 6],  # mean 10
         "x8": [[*first, 10, 10, 10, 11], [*first, 10, 10, 10, 8]],  # 0.25 and 0.5 points away
@@ -505,7 +505,7 @@ def test_two_reports_may_write_into_one_folder_at_once(table_1_runs, tmp_path, m
     replace_really, begun = os.replace, []
 
     def in_between(temporary, path):
-        if not begun.count(path):  # the other one writes the same file, from its beginning to its end
+        if not begun.count(path):  # the other report writes the same file, whole
             begun.append(path)
             write()
         replace_really(temporary, path)

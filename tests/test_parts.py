@@ -1,4 +1,4 @@
-"""`parts_for` in the wrong place: parameters that come after it are told at the first step, not left untrained."""
+"""`parts_for` in the wrong place: parameters that come after it are reported at the first step, not left untrained."""
 
 import pytest
 import timm
@@ -18,15 +18,15 @@ def network():
 
 
 def step_after(change, model=None):
-    """Take one step after a change of the model; return what it raises, or how far each weight here has moved."""
+    """Take one step after a change of the model. Return the error, or how far each weight has moved on this process."""
     model = network() if model is None else model
     world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     sgd, *_ = lbsgd.parts_for(model, lbsgd.Plan.read(recipe(), world_size))
     changed = change(model) or model
-    changed.eval()  # SyncBatchNorm trains on a GPU only, where an earlier test has joined a group of processes
+    changed.eval()  # SyncBatchNorm trains only on a GPU once an earlier test has joined a group of processes
     changed(torch.randn(8, 4, generator=torch.Generator().manual_seed(1))).square().sum().backward()
     before = [p.detach().clone() for p in model.parameters()]
-    for _ in range(2):  # a second try is no way around it
+    for _ in range(2):  # a second try does not get around it
         try:
             sgd.step()
         except ConfigError as error:

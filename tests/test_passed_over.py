@@ -1,4 +1,4 @@
-"""A run that goes on from an older checkpoint, as the newer ones are damaged, keeps and names what it wrote itself."""
+"""A run that resumes from an older checkpoint, because newer ones are damaged, keeps and names what it writes."""
 
 import shutil
 
@@ -21,7 +21,7 @@ def numbers(folder):
 
 
 def going_on(folder, last_iteration):
-    """Train up to an iteration, with a checkpoint after each one, in one epoch of 20."""
+    """Train up to an iteration, with a checkpoint after each one, in an epoch of 20."""
     ours = trainer(folder, iterations=20, resume=folder.is_dir())
     ours.saver.every = Every(iterations=1)
     ours.train(last_iteration), ours.saver.wait()
@@ -30,7 +30,7 @@ def going_on(folder, last_iteration):
 
 @pytest.fixture(params=DAMAGE.values(), ids=DAMAGE)
 def behind_damage(tmp_path, request):
-    """A folder with a whole checkpoint 1, put back from a copy, and damaged ones 4, 5 and 6."""
+    """A folder with an undamaged checkpoint 1, put back from a copy, and damaged ones 4, 5 and 6."""
     folder = tmp_path / "checkpoints"
     going_on(folder, 1)
     shutil.copytree(folder, tmp_path / "copy")
@@ -46,8 +46,8 @@ def behind_damage(tmp_path, request):
     "last, kept",
     [
         (2, [1, 2, 4, 5, 6]),
-        (3, [1, 2, 3, 4, 5, 6]),  # what it went on from stays until three newer ones stand
-        (4, [2, 3, 4]),  # and so do the damaged ones, which somebody might mend
+        (3, [1, 2, 3, 4, 5, 6]),  # the one that it continued from stays until there are three newer ones
+        (4, [2, 3, 4]),  # and so do the damaged ones, which a user might repair
         (8, [6, 7, 8]),
     ],
 )
@@ -56,7 +56,7 @@ def test_what_a_run_wrote_stays_and_not_what_it_passed_over(behind_damage, last,
     assert numbers(behind_damage) == kept
     newest = ours.saver.newest_written()
     assert newest.stem == f"iteration_{last:08d}" and checkpoint.load(newest)[1]["counters"]["iteration"] == last
-    assert going_on(behind_damage, last).iteration == last  # the newest whole one
+    assert going_on(behind_damage, last).iteration == last  # the newest undamaged one
 
 
 def test_a_checkpoint_that_was_passed_over_and_is_made_again_is_kept(behind_damage):
@@ -68,13 +68,13 @@ def test_a_checkpoint_that_was_passed_over_and_is_made_again_is_kept(behind_dama
 
 def test_a_run_that_diverges_names_the_checkpoint_that_it_went_on_from(behind_damage):
     ours = trainer(behind_damage, iterations=20, resume=True)
-    shutil.rmtree(behind_damage)  # stands for a disk that fails by then, which must not make it none
+    shutil.rmtree(behind_damage)  # as on a disk that fails by then; the message must still name it
     with pytest.raises(DivergedError, match=f"reason; the newest checkpoint is {behind_damage}/iteration_0+1; "):
         ours.saver.stop("reason")
 
 
 def test_a_damaged_second_save_of_an_iteration_does_not_take_the_place_of_the_first(tmp_path):
-    """Both are there after a kill between the second save and the deletion of the first."""
+    """Both exist after a kill between the second save and the deletion of the first."""
     folder = tmp_path / "checkpoints"
     going_on(folder, 1)
     shutil.copytree(folder / "iteration_00000001", folder / "iteration_00000001.1")
@@ -85,7 +85,7 @@ def test_a_damaged_second_save_of_an_iteration_does_not_take_the_place_of_the_fi
 
 
 def test_what_is_newer_than_the_saved_one_takes_no_place_and_is_left(tmp_path):
-    """Whoever put it there while the run goes on."""
+    """Whoever put it there while the run was going on."""
     for iteration in (7, 8, 9, 1, 2, 3, 4):
         saved(tmp_path, iteration)
     assert numbers(tmp_path) == [2, 3, 4, 7, 8, 9]

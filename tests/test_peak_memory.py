@@ -1,4 +1,4 @@
-"""The peak of a GPU's memory stands in the log and on the page, beside what `lbsgd plan` estimates."""
+"""The peak of a GPU's memory is in the log and on the page, next to the estimate of `lbsgd plan`."""
 
 from types import SimpleNamespace
 

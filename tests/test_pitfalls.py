@@ -1,8 +1,8 @@
 """The paper's four remarks and the other known pitfalls, each with right and wrong side by side.
 
-The right version stays within BOUND of oracle.py, the wrong one exceeds 100 times that. Data and counts are compared as
-sets and whole numbers. Each wrong version is written here: a user's loop, a configuration, or a part of lbsgd replaced
-by the usual mistake. Padded evaluation, which counts images twice, is in test_evaluation.py.
+The right version stays within BOUND of oracle.py, the wrong one exceeds 100 times that. Data and counts are compared
+as sets and whole numbers. Each wrong version is written here: a user's loop, a configuration, or the usual mistake in
+place of a part of lbsgd. Padded evaluation, which counts images twice, is in test_evaluation.py.
 """
 
 import deepspeed
@@ -59,7 +59,7 @@ def k_times_the_loss(engine, loss):
 
 
 def normalised_by_n(engine, loss):
-    """Sum the k gradients without dividing by k; each pass is one worker, whose loss is a mean over n."""
+    """Sum the k gradients without dividing by k. Each pass is one worker, whose loss is a mean over n."""
     engine.backward(loss, scale_wrt_gas=False)
 
 
@@ -94,7 +94,7 @@ def test_remark_2_form_10_needs_its_correction_across_the_ramp(expected):
     assert distance(weights(recipe(momentum=corrected)), expected) < BOUND
     assert distance(wrong, expected) > 100 * BOUND
     uncorrected_oracle, _ = oracle.train(network(), form=10, correction=False)
-    assert distance(wrong, uncorrected_oracle) < BOUND  # what is kept for comparison is exact, too
+    assert distance(wrong, uncorrected_oracle) < BOUND  # the version kept for comparison is exact, too
 
 
 class CorrectedTwice(MomentumCorrectedSGD):
@@ -120,7 +120,7 @@ def test_remark_2_form_9_has_its_correction_built_in(monkeypatch, expected):
 
 
 def test_remark_4_a_seed_for_each_rank_misses_images_and_repeats_others():
-    """With shuffles of their own, 8 ranks miss (7/8)⁸ = 34 % of the images of an epoch and repeat others."""
+    """With separate shuffles, 8 ranks miss (7/8)⁸ = 34 % of an epoch's images and repeat others."""
     num_images, ranks = 8192, 8
     sizes = dict(global_batch=256, world_size=ranks, micro_batch=32)
     shared = [rank_batches(epoch_order(num_images, 0, 0), rank=rank, **sizes) for rank in range(ranks)]
@@ -134,7 +134,7 @@ def test_remark_4_a_seed_for_each_rank_misses_images_and_repeats_others():
 
 
 def groups_by_name(model, weight_decay, *_):
-    """Search as usual, and miss torchvision's shortcuts: their batch norms are called downsample.1."""
+    """The usual search, which misses torchvision's shortcuts, whose batch norms are called downsample.1."""
     named = dict(model.named_parameters())
     return [
         {"params": [p for name, p in named.items() if "bn" not in name], "weight_decay": weight_decay},
@@ -199,7 +199,7 @@ def torchs_own(model, *_):
     "micro_batch, mistake", [(2 * N, moving_at_every_pass), (K * N, moving_at_every_group), (N, torchs_own)]
 )
 def test_statistics_move_once_an_iteration(monkeypatch, expected, micro_batch, mistake):
-    """Moved more often, they forget faster. Training does not use them, so no weight tells: only evaluation suffers."""
+    """Statistics moved more often forget faster. Training does not use them, so only evaluation suffers."""
     assert distance(weights(recipe(micro_batch=micro_batch)), expected) < BOUND
     monkeypatch.setattr("lbsgd.train.parts.convert_batch_norm", mistake)
     wrong = weights(recipe(micro_batch=micro_batch))
@@ -212,7 +212,7 @@ def test_statistics_move_once_an_iteration(monkeypatch, expected, micro_batch, m
 
 
 def in_plain_deepspeed(config, lr_scheduler=None, **ramp):
-    """Return an engine with lbsgd's batch norm and optimizer; DeepSpeed steps its scheduler, by default the JSON's."""
+    """Return an engine with lbsgd's batch norm and optimizer. DeepSpeed steps its scheduler, by default the JSON's."""
     plan = Plan.read(config, 1)
     model = convert_batch_norm(network(), N, plan.accumulation_steps)
     config = deepspeed_config(plan)
@@ -223,7 +223,7 @@ def in_plain_deepspeed(config, lr_scheduler=None, **ramp):
 
 
 def test_warmup_lr_is_one_iteration_late_and_by_default_logarithmic():
-    """The first 15 iterations are compared; after them WarmupLR would also miss the decay."""
+    """Compare the first 15 iterations. After them WarmupLR would also miss the decay."""
     expected, _ = oracle.train(network(), iterations=15)
     engine, plan = lbsgd.initialize(network(), recipe())
     right = [lr for lr, _ in train(engine, plan, last=15)]
@@ -241,14 +241,14 @@ def test_warmup_lr_is_one_iteration_late_and_by_default_logarithmic():
 
 
 def test_overflow_makes_a_scheduler_that_is_stepped_after_updates_fall_behind():
-    """After two skipped updates everything, the decay as well, comes two iterations late."""
+    """After two skipped updates everything, including the decay, comes two iterations late."""
 
     def overflow(engine, loss):
         overflows = engine.global_steps in (2, 5) and engine.is_gradient_accumulation_boundary()
         engine.backward(loss * float("inf") if overflows else loss)
 
     config = recipe(stage=1)
-    config["zero_optimization"]["compute_grad_norm"] = True  # in fp32 ZeRO looks at the norm alone
+    config["zero_optimization"]["compute_grad_norm"] = True  # in fp32 ZeRO checks only the norm
     engines = [
         lbsgd.initialize(network(), config),
         in_plain_deepspeed(config, lr_scheduler=lambda optimizer: LinearScalingWarmupLR(optimizer, SCHEDULE)),

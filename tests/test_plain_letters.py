@@ -1,4 +1,4 @@
-"""Terminals that are not UTF-8: plain letters, never a traceback."""
+"""Terminals that are not UTF-8 get plain letters, never a traceback."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""A DeepSpeed JSON is read once: what is right resolves, what is wrong is one line with the numbers and the way out."""
+"""A DeepSpeed JSON is read once: right values resolve, and a mistake is one line with the numbers and the way out."""
 
 import copy
 import json
@@ -244,7 +244,7 @@ def test_a_changed_run_does_not_keep_the_files_purpose_nor_the_papers_error():
     other = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=("lbsgd.warmup.epochs=2",)))
     assert other.recipe.purpose is None and other.recipe.paper_error_pct is None
     assert not {"purpose", "in the paper"} & other.summary().keys()
-    assert same.identity()["recipe"].keys() == other.identity()["recipe"].keys()  # a purpose is no reason not to resume
+    assert same.identity()["recipe"].keys() == other.identity()["recipe"].keys()  # another purpose may resume
     assert same.identity() == Plan.read(edited(lbsgd__purpose=None, lbsgd__seed=3), 8).identity()
 
 
@@ -344,7 +344,7 @@ def test_the_number_of_passes_may_be_given_where_it_is_the_one_that_follows():
     ],
 )
 def test_a_number_of_passes_of_the_json_does_not_count_where_flags_say_otherwise(flags, passes):
-    written = {**read_json(CONFIGS / "8k.json"), "gradient_accumulation_steps": 4}  # those of 64 processes
+    written = {**read_json(CONFIGS / "8k.json"), "gradient_accumulation_steps": 4}  # the passes of 64 processes
     plan = Plan.read(written, 8, overrides=Overrides(**flags))
     assert plan.accumulation_steps == passes and "gradient_accumulation_steps" not in plan.config
 
@@ -391,7 +391,7 @@ def test_a_setting_that_lacks_its_first_word_is_refused(text):
     key = text.partition("=")[0]
     with pytest.raises(ConfigError, match=f"did you mean lbsgd.{key}[?]"):
         Overrides(settings=(text,)).values()
-    assert Overrides(settings=(f"{key}=null",)).values() == {key: None}  # takes one out of a JSON
+    assert Overrides(settings=(f"{key}=null",)).values() == {key: None}  # removes the key from the JSON
     assert Overrides(settings=(f"lbsgd.{text}",)).values()
 
 

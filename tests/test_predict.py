@@ -1,4 +1,4 @@
-"""Predictions of time and memory, worked by hand and against the paper's own iteration on 256 GPUs."""
+"""Predictions of time and memory, worked out by hand and compared with the paper's own iteration on 256 GPUs."""
 
 import argparse
 import math
@@ -28,7 +28,7 @@ from lbsgd.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "ds_configs"
 NO_LATENCY = Machines(latency_seconds=0.0)
-# "we can train in 1 hour" on 256 GPUs (abstract; Sec. 5.2): 90 epochs of 1,281,167 images, 8,192 an iteration.
+# "we can train in 1 hour" on 256 GPUs (abstract; Sec. 5.2): 90 epochs of 1,281,167 images, 8,192 per iteration.
 PAPER_SECONDS = 3600 / (90 * 1_281_167 / 8192)
 PAPER_GRADIENTS = 100e6  # bytes, in the buffers of ResNet-50's 161 tensors
 
@@ -50,7 +50,7 @@ def test_the_speed_of_a_p100_is_that_of_29_hours_on_eight():
     "algorithm, latency_seconds",
     [
         ("ring", 0.0),
-        ("halving/doubling", 0.0),  # the paper's figures alone
+        ("halving/doubling", 0.0),  # only the paper's figures
         ("halving/doubling", 20e-6),  # its algorithm, at the latency that `lbsgd plan` assumes
     ],
 )
@@ -66,14 +66,14 @@ def test_the_papers_iteration_on_256_gpus_lies_between_the_predictions(algorithm
 
 
 def test_halving_doubling_is_several_times_as_fast_as_a_ring_among_32_servers():
-    """Sec. 4 says 3 times; we compute the aggregation alone, at an assumed latency."""
+    """Sec. 4 says 3 times. We compute only the aggregation, at an assumed latency."""
     reduction = Reduction(PAPER_GRADIENTS, num_buckets=161)
     ring, halving = (gradient_seconds(reduction, Machines(), 256, name) for name in ("ring", "halving/doubling"))
     assert 2 < ring / halving < 5
 
 
 def test_a_link_of_another_speed_would_not_hold_the_papers_iteration():
-    """The check can fail: at 100 Gbit/s the prediction without overlap is below it, at 5 that with overlap above."""
+    """The check can fail: at 100 Gbit/s the prediction without overlap is too low, at 5 with overlap too high."""
     reduction = Reduction(PAPER_GRADIENTS, num_buckets=161)
     fast = predict(32, 1, 256, reduction, Machines(link_gbit=100, latency_seconds=0), "ring")
     slow = predict(32, 1, 256, reduction, Machines(link_gbit=5, latency_seconds=0), "ring")
@@ -126,7 +126,7 @@ def test_stage_and_precision_decide_what_is_reduced():
 
 
 def test_at_stage_0_deepspeeds_own_reduction_has_buckets_of_its_own_size():
-    """Half a billion elements, whatever reduce_bucket_size says: it is a number of DeepSpeed's code (engine.py)."""
+    """Half a billion elements, whatever reduce_bucket_size says: the number is in DeepSpeed's code (engine.py)."""
     P, size, without = NETWORKS["resnet50"].num_parameters, network("resnet50"), "lbsgd.aggregation=null"
     assert reduction_of(plan("8k_fp32", 256, settings=(without,)), size) == Reduction(4 * P, 1, 0.0, 1)
     small = "zero_optimization.reduce_bucket_size=1000000"
@@ -155,7 +155,7 @@ def test_plan_says_whether_deepspeed_can_overlap_and_why_not():
 
 
 def test_what_leaves_a_server_depends_on_the_phases():
-    """At 2 servers of 8, phases move 1.875 times less over each link; at 32 the gain in bytes is 3 %."""
+    """At 2 servers of 8, phases move 1.875 times less over each link. At 32 they save only 3 % of the bytes."""
     flat, phases = (share_over_a_link(name, 2, 16) for name in ("flat ring", "ring"))
     assert (flat, phases) == (2 * 15 / 16, 1.0) and flat / phases == 1.875
     assert 1.02 < share_over_a_link("flat ring", 32, 256) / share_over_a_link("halving/doubling", 32, 256) < 1.03
@@ -203,7 +203,7 @@ def test_the_networks_sizes_are_torchvisions(name):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_the_activations_are_what_autograd_keeps(name):
-    """Counted at 64 pixels, where a forward pass is quick; the share of 224 pixels is exact for multiples of 32."""
+    """Counted at 64 pixels, where a forward pass is fast. The scaling to 224 pixels is exact for multiples of 32."""
     import torch
     import torchvision
 
@@ -216,7 +216,7 @@ def test_the_activations_are_what_autograd_keeps(name):
         kept = {}
 
         def keep(tensor):
-            kept[tensor.untyped_storage().data_ptr()] = tensor  # kept alive, so that no address comes twice
+            kept[tensor.untyped_storage().data_ptr()] = tensor  # kept alive, so that no address is reused
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -244,7 +244,7 @@ def test_memory_by_stage_in_half_precision():
 
 
 def test_each_stages_row_is_of_the_reduction_that_runs_at_that_stage():
-    """ZeRO-1 under autocast is DeepSpeed's own reduction, and ZeRO-2 always is; elsewhere lbsgd aggregates."""
+    """ZeRO-1 under autocast uses DeepSpeed's own reduction, and ZeRO-2 always does. Elsewhere lbsgd aggregates."""
     P, size, bucket = NETWORKS["resnet50"].num_parameters, network("resnet50"), 6_000_000
     bf16 = plan("8k_bf16", 256)  # at stage 0, where lbsgd aggregates
     assert memory(bf16, size, 1).buckets == 4 * 2 * bucket

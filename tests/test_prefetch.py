@@ -24,7 +24,7 @@ def by_definition(pixels):
 
 
 def in_one_memory(batches):
-    """Put each batch where the one before was, as soon as it is taken, as FFCV does."""
+    """Put each batch where the one before was, as soon as that is taken, as FFCV does."""
     memory = torch.empty(batches.shape[1:], dtype=torch.uint8, pin_memory=torch.cuda.is_available()).numpy()
     for batch in batches:
         memory[:] = batch
@@ -49,7 +49,7 @@ def test_batches_survive_a_reader_that_is_busy_on_its_own_stream():
     batches = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 64, 3), np.uint8)
     weights, sums = torch.randn(4096, 4096, device="cuda"), []
     for images in prefetcher("cuda", torch.float32, channels_last=True)(in_one_memory(batches)):
-        for _ in range(10):  # the reader's stream lags behind, while batches come and their memory is used again
+        for _ in range(10):  # the reader's stream lags behind, while batches come and their memory is reused
             weights = torch.tanh(weights @ weights)
         sums.append(images.double().sum())
         del images

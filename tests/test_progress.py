@@ -1,4 +1,4 @@
-"""What a person sees of a run, on a terminal and in a file."""
+"""The progress of a run as a person sees it, on a terminal and in a file."""
 
 import io
 import subprocess
@@ -28,7 +28,7 @@ EPOCH = {"epoch": 3, "train_loss": 0.4567, "train_top1_error_pct": 12.345, "val_
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until told otherwise: clock[0] is the time in seconds."""
+    """A clock that stands still until the test moves it: clock[0] is the time in seconds."""
     now = [0.0]
     monkeypatch.setattr(module, "perf_counter", lambda: now[0])
     return now
@@ -39,7 +39,7 @@ def terminal(width=80):
 
 
 def screen(progress):
-    """The lines at the foot of the terminal, as they are drawn."""
+    """Return the lines at the bottom of the terminal as drawn."""
     progress.console.print(progress._screen())
     return progress.console.export_text().splitlines()
 
@@ -90,9 +90,9 @@ def test_time_left_is_that_of_the_whole_run_and_leaves_the_slow_first_iteration_
     progress.advance()
     assert progress._left() == "left -"
     clock[0] = 63.0
-    progress.advance(3)  # 1 s each, and 96 are left
+    progress.advance(3)  # 1 s each, with 96 left
     assert progress._left() == "left 1:36"
-    clock[0] = 1000.0  # time passes within an iteration: nothing new is known
+    clock[0] = 1000.0  # time passes within an iteration, so nothing new is known
     assert progress._left() == "left 1:36"
 
 
@@ -220,4 +220,4 @@ def test_the_speed_on_a_terminal_leaves_the_evaluation_out(clock):
         clock[0] += seconds
         progress.advance()
         speeds.append(screen(progress)[-1].split("images/s")[0].split()[-1])
-    assert speeds == ["33", "10", "10", "33", "10"]  # the last record's, until two iterations tell
+    assert speeds == ["33", "10", "10", "33", "10"]  # the last record's, until two iterations are known

@@ -1,4 +1,4 @@
-"""`lbsgd check` on what public DeepSpeed JSONs hold: dropped features, keys of other libraries, comments."""
+"""`lbsgd check` on the content of public DeepSpeed JSONs: dropped features, keys of other libraries, comments."""
 
 import json
 import re
@@ -95,7 +95,7 @@ def test_a_removed_feature_names_its_successor(key, value, words):
     ],
 )
 def test_a_size_that_is_worked_out_from_the_network_has_a_number_of_its_own(name, number):
-    """A threshold of 6000000 would keep all of ResNet-50's weights whole on every GPU; DeepSpeed's default is 1e5."""
+    """A threshold of 6000000 would keep all of ResNet-50's weights whole on every GPU. DeepSpeed's default is 1e5."""
     config = {**SGD, "zero_optimization": {"stage": 3, name: "auto"}}
     [finding] = found(config, "L06", "transformers")
     assert finding.severity == "note" and "model.config.hidden_size" in finding.message
@@ -112,7 +112,7 @@ def test_a_size_that_is_worked_out_from_the_network_has_a_number_of_its_own(name
     ],
 )
 def test_fp16_at_stage_0_is_an_error_only_with_an_optimizer_that_is_named(optimizer, severity, code):
-    """Most programs that leave the block out pass an AdamW of their own, whose updates have their full size."""
+    """Most programs whose JSON lacks the block pass their own AdamW, whose updates have their full size."""
     config = {**SGD, "optimizer": optimizer, "fp16": {"enabled": True}}
     config = {key: value for key, value in config.items() if value is not None}
     [finding] = found(config, "D11") + found(config, "D73")
@@ -189,7 +189,7 @@ def test_a_deepspeed_json_with_mistakes_in_its_keys_is_still_judged(tmp_path, co
 def test_skipped_updates_are_unseen_where_deepspeed_prints_none_whatever_steps_per_print_is(
     fp16, stage, versions, steps_per_print
 ):
-    """As four skipped updates of each version showed: 0.16 logs them, 0.19 warns under ZeRO if the scale is static.
+    """Four skipped updates with each version showed: 0.16 logs them; 0.19 warns under ZeRO if the scale is static.
 
     At stage 0 of later versions D11 says more: the loss is not scaled at all.
     """
@@ -233,7 +233,7 @@ def test_a_key_of_another_place_or_library_is_answered_by_deepspeeds(changes, co
 
 
 def paths(config, before=""):
-    """The key paths of all blocks and values."""
+    """Yield the key paths of all blocks and values."""
     for key, value in config.items():
         yield f"{before}{key}"
         if isinstance(value, dict):

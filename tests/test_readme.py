@@ -1,4 +1,4 @@
-"""The README is the first test: its code runs, its folders are the repository's; docs/ has every key and every link."""
+"""The README is the first test: its code runs, its folders are the repository's. docs/ has every key and every link."""
 
 import pkgutil
 import re
@@ -34,7 +34,7 @@ def test_the_commands_that_take_a_json_run_as_they_stand(monkeypatch, tmp_path, 
     for run in ("8k", "256"):
         shutil.copytree(ROOT / "tests/fixtures/earlier_run", tmp_path / "runs" / run)
     monkeypatch.chdir(tmp_path)
-    lines[-1] += " --list"  # without it, an hour of training
+    lines[-1] += " --list"  # without --list it would train for an hour
     for line in lines:
         assert main(shlex.split(line)[1:]) == 0, capsys.readouterr()
     assert (tmp_path / "schedule.png").is_file()

@@ -1,4 +1,4 @@
-"""The start of a recipe: an output that takes nothing, and flags whose variable nobody has set, are one line."""
+"""The start of a recipe: an output that cannot be written, and flags from an unset variable, are one line."""
 
 import os
 import re
@@ -71,7 +71,7 @@ def test_a_timeout_that_torch_cannot_count_is_refused(given):
 
 
 def test_an_output_that_is_full_once_the_processes_have_met_is_no_bug():
-    """Where the files are read from is told then."""
+    """It then prints where the files are read from."""
     full = OutputError("no room")
     full.__cause__ = OSError(28, FULL)
     error = explained(full, "the start", None)
@@ -89,7 +89,7 @@ def test_a_host_whose_memory_is_full_is_no_bug(library):
 
 @pytest.mark.parametrize("flag", ["--data_dir", "--output_dir", "--weights", "--baseline"])
 def test_an_empty_name_of_a_file_or_folder_is_refused(flag):
-    """It is a variable that nobody has set; it used to name the default, or the current folder."""
+    """It comes from an unset variable. It used to mean the default, or the current folder."""
     refused(recipe(JSON[1], flag, ""), flag, "a variable that nobody has set")
 
 
@@ -112,7 +112,7 @@ def test_a_classifier_that_is_evaluated_on_its_training_images_says_so(copied, d
 
 
 def test_an_evaluation_prints_no_schedule(tmp_path, capsys):
-    """It would be that of the JSON's own num_images, and of a run that is not this one."""
+    """It would be the schedule of the JSON's own num_images, and of another run."""
     plan = Plan.read(JSON[1], 1)
     shown = {}
     for training in (True, False):
@@ -161,7 +161,7 @@ def test_labels_that_meant_other_classes_in_training_are_told(classes, warned, t
 
 @pytest.mark.parametrize("statistics", [None, "recomputed"])
 def test_an_evaluation_asks_nothing_of_the_training_images_unless_it_recomputes_statistics(statistics, tmp_path):
-    """F03, and the rules of the schedule, compare the JSON with training data that are not read."""
+    """F03, and the rules of the schedule, compare the JSON with training data, which are not read here."""
     write_beton(tmp_path / "val.beton", [0, 1, 2])
     write_beton(tmp_path / "train.beton", [0, 1, 2])
     asked = [JSON[0], str(JSON[1]), "--data_dir", str(tmp_path), "--evaluate_only"]

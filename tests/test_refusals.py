@@ -1,4 +1,4 @@
-"""What the recipe refuses: one line that says what is wrong, where, and what to do; exit code 2, nothing half-done."""
+"""Refusals of the recipe: one line that says what is wrong, where, and what to do; exit code 2, nothing half-done."""
 
 import json
 import socket
@@ -53,7 +53,7 @@ def test_a_truncated_file_is_refused(spoilt, missing_bytes):
 
 
 def with_labels(path, change):
-    """Rewrites the label column of an FFCV file in place."""
+    """Rewrite the label column of an FFCV file in place."""
     labels = beton.BetonFile.open(path).labels
     header = np.fromfile(path, dtype=beton_format.HEADER, count=1)[0]
     record = np.dtype([("image", beton_format.IMAGE), ("label", beton_format.LABEL)], align=True)
@@ -165,7 +165,7 @@ def test_a_network_with_a_batch_norm_of_an_unknown_class_is_refused(tmp_path):
 
 
 def test_a_missing_hostfile_is_refused_and_no_rank_hangs(tmp_path):
-    """DeepSpeed itself only warns and would train on one host."""
+    """DeepSpeed itself only warns, and would train on one host."""
     done = command(
         LAUNCHER,
         "--hostfile",

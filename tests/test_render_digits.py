@@ -1,4 +1,4 @@
-"""tools/render_digits.py: real data without a download, in ImageNet's shape."""
+"""tools/render_digits.py: real data without a download, in a tree like ImageNet's."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_the_test_crop_keeps_the_whole_digit(digits_tree):
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (40, 40))
             pixels = np.asarray(image).copy()
         assert pixels.max() > 200
-        pixels[3:-3, 3:-3] = 0  # 7/8 of 40 cuts off 2.5 pixels at each side
+        pixels[3:-3, 3:-3] = 0  # 7/8 of 40 cuts off 2.5 pixels on each side
         assert pixels.max() < 30  # what JPEG adds to black
 
 

@@ -79,7 +79,7 @@ def recipe_of(kn, epochs, seed):
 
 
 def rows(runs, width=80):
-    """Print the table and split each line into words: two lines of header, a rule, then the rows from [3] on."""
+    """Print the table and split each line into words: two lines of heads, a rule, then the rows from [3] on."""
     console = Console(width=width, record=True, file=open("/dev/null", "w"))
     console.print(error_table(runs, width))
     lines = console.export_text().splitlines()
@@ -109,7 +109,7 @@ def test_a_wide_terminal_shows_how_long_a_run_trained_and_on_how_many_processes(
 def test_the_speed_is_that_of_whole_epochs_where_the_log_has_it(tmp_path):
     run = write(tmp_path / "8k", val=[90.0, 24.0, 26.0], kn=8192)
     for speed, record in zip((300.0, 400.0, 410.0), run.epochs, strict=True):
-        record["images_per_second"] = speed  # a published log has the slow first iteration of an epoch besides
+        record["images_per_second"] = speed  # a published log also has the slow first iteration of each epoch
     assert rows([run])[3][-1] == "400"
 
 
@@ -130,7 +130,7 @@ def test_runs_of_one_recipe_are_summarised_as_mean_and_std_over_seeds(tmp_path):
 @pytest.mark.parametrize(
     "other",
     [
-        dict(seed=0),  # the same seed is not a second sample
+        dict(seed=0),  # the same seed is no second sample
         dict(seed=1, kn=256),
         dict(seed=1, model="resnet101"),
         dict(seed=1, finished=False),
@@ -212,14 +212,14 @@ def test_an_epoch_that_was_not_evaluated_is_no_gap(tmp_path):
     assert list(validation.get_ydata()) == [80, 20, 10]
     [chart, *_] = charts_of(runs[0])
     assert {line.name: (list(line.x), list(line.y)) for line in chart.series}["validation"] == ([1, 3, 4], [80, 20, 10])
-    assert runs[0].value == 20  # the median of those that there are
+    assert runs[0].value == 20  # the median of the numbers that exist
     runs.append(write(tmp_path / "2", val=[70.0, 50.0, None, 10.0], seed=2))
-    band = band_of("rule", runs, "val_top1_error_pct")  # of the epochs that all were evaluated at
+    band = band_of("rule", runs, "val_top1_error_pct")  # for the epochs in which all were evaluated
     assert list(band.x) == [1, 4] and list(band.y) == [pytest.approx(230 / 3), 10]
 
 
 def test_a_run_that_ends_inside_an_epoch_has_reached_its_plan_however_it_is_rounded(tmp_path):
-    """10,000 iterations of 3,062 an epoch: 3 + 814/3062 is one step of float64 below 10000/3062."""
+    """10,000 iterations of 3,062 per epoch: 3 + 814/3062 is one step of float64 below 10000/3062."""
     run = write(tmp_path, val=[80.0])
     run.header.update(iterations_per_epoch=3062, num_iterations=10_000)
     run.header["recipe"]["epochs"] = None
@@ -325,7 +325,7 @@ def test_the_command_prints_the_table_and_leaves_the_current_folder_alone(tmp_pa
 
 @pytest.fixture
 def two_of_four_are_bad(tmp_path):
-    """A folder of four runs, two of them without a whole log."""
+    """A folder of four runs, two of them without a complete log."""
     for name in "abcd":
         write(tmp_path / "runs" / name, val=[9.0, 8.0], seed=ord(name))
     (tmp_path / "runs/b/log.jsonl").write_text("hello\n")

@@ -1,4 +1,4 @@
-"""A reporter hands DeepSpeed's monitors what they can draw, and advises what can be done."""
+"""A reporter passes DeepSpeed's monitors what they can draw, and gives useful advice."""
 
 import math
 import re
@@ -26,12 +26,12 @@ DIGITS_WITHOUT_WARMUP = STUDIES["table1"].rows(DIGITS)[1]
 
 
 def test_a_monitor_gets_numbers_alone():
-    """TensorBoard raises at None, which an average precision is where there is nothing to find."""
+    """TensorBoard raises at None, the value of an average precision if there is nothing to find."""
     events = []
     monitor = SimpleNamespace(enabled=True, write_events=events.extend)
     engine = SimpleNamespace(device="cpu", monitor=monitor, global_samples=64)
     record = {"epoch": 1, "val_box_ap": 3.5, "val_box_ap_small": None, "weight_to_gradient": {"fc": 2.0}}
-    record |= {"iteration": 16, "num_iterations": 8}  # of which its axis tells
+    record |= {"iteration": 16, "num_iterations": 8}  # used for its axis
     Reporter(Records(), Records(), engine).report("epoch", record)
     assert events == [("lbsgd/val_box_ap", 3.5, 64)]
 
@@ -58,7 +58,7 @@ def test_a_validation_loss_that_is_not_a_number_is_a_warning(loss, num_warnings)
     ],
 )
 def test_the_end_says_what_was_trained_and_what_no_evaluation_has_seen(first, done, evaluated, said):
-    """An epoch's record without an evaluation (--evaluate_every) is none."""
+    """An epoch's record without an evaluation (--evaluate_every) does not count as one."""
     epochs = [{"epoch": e, **({"val_top1_error_pct": 5.0} if e in evaluated else {})} for e in range(1, done // 12 + 1)]
     progress = SimpleNamespace(first=first, done=done, per_epoch=12)
     assert Reporter(SimpleNamespace(epochs=epochs), progress, None).trained([TOP1]) == said

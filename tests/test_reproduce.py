@@ -1,4 +1,4 @@
-"""A grid of runs: each once, side by side, going on after SIGKILL, of one code; with a recipe that takes no time."""
+"""A grid of runs: each once, side by side, resumed after SIGKILL, with one code; the recipe takes no time."""
 
 import errno
 import fcntl
@@ -128,7 +128,7 @@ def test_rows_that_studies_share_run_once(tmp_path):
     request = Request(studies, DIGITS, (0, 1, 2, 3, 4), tmp_path, tmp_path)
     assert len(request.rows) == 16 and len(request.jobs) == 80
     assert len({job.name for job in request.jobs}) == 80
-    assert [job.seed for job in request.jobs[:16]] == [0] * 16  # all rows with one seed first
+    assert [job.seed for job in request.jobs[:16]] == [0] * 16  # first all rows with one seed
 
 
 def test_studies_of_one_grid_share_its_code_its_logs_and_the_rows_of_the_same_name(tmp_path):
@@ -139,7 +139,7 @@ def test_studies_of_one_grid_share_its_code_its_logs_and_the_rows_of_the_same_na
     for name in names:
         alone = Request((STUDIES[name],), DIGITS, (0,), tmp_path, tmp_path)
         assert (alone.grid, alone.logs) == (together.grid, together.logs)
-        assert set(alone.rows) <= set(together.rows)  # the very same rows: a name stands for one recipe
+        assert set(alone.rows) <= set(together.rows)  # the same rows, because a name stands for one recipe
 
 
 def test_a_deeper_network_changes_the_recipe_alone(tmp_path):
@@ -150,7 +150,7 @@ def test_a_deeper_network_changes_the_recipe_alone(tmp_path):
             deeper, own = (launch.command(Job(each, 0), grid) for each in (row, gradual(factor)))
             differing = [(Path(a).stem, Path(b).name) for a, b in zip(deeper, own, strict=True) if a != b]
             assert differing[0] == (script, Path(data.recipe).name)
-            assert differing[1:] == [("seed0", "seed0")]  # in folders of their own
+            assert differing[1:] == [("seed0", "seed0")]  # in separate folders
     with pytest.raises(ConfigError, match="table2c has nothing to run on digits18"):
         require_together(STUDIES["table2c"], DATA_SETS["digits18"])
 
@@ -231,12 +231,12 @@ def test_a_grid_told_to_stop_lets_its_runs_end_first(tmp_path):
     assert grid.wait(120) != 0
     for folder in tmp_path.glob("*/seed1"):
         with open(folder / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody is at it
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no process holds it
 
 
 @pytest.fixture(params=STOP_SIGNALS)
 def number(request):
-    """A stop signal, which does not end the tests where nobody catches it."""
+    """A stop signal that does not end the tests if nothing catches it."""
     before = signal.signal(request.param, lambda number, frame: None)
     yield request.param
     signal.signal(request.param, before)
@@ -268,7 +268,7 @@ def test_a_diverged_run_is_a_result(tmp_path, monkeypatch):
     [
         (3, "error: in iteration 0 a gradient came twice"),
         (2, "error: --lr: x is not a number"),
-        (75, "stopped: SIGTERM: saved after 4 iterations"),  # by somebody who did not stop the grid
+        (75, "stopped: SIGTERM: saved after 4 iterations"),  # by someone who did not stop the grid
     ],
 )
 def test_a_run_that_was_stopped_or_has_the_code_or_the_words_of_divergence_alone_has_failed(
@@ -281,7 +281,7 @@ def test_a_run_that_was_stopped_or_has_the_code_or_the_words_of_divergence_alone
 
 
 def test_a_run_stays_locked_until_it_is_written_down_that_it_diverged(tmp_path, monkeypatch):
-    """Another grid would start it again."""
+    """Otherwise another grid would start it again."""
     held = []
 
     def clear_up(folder):
@@ -314,7 +314,7 @@ IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@b")
 
 @pytest.fixture
 def repository(tmp_path):
-    """A git repository of two commits, the first with a = 1 in its recipe; and a function that makes the second."""
+    """A git repository with two commits, the first with a = 1 in its recipe; and a function that makes the second."""
     folder = tmp_path / "repository"
     (folder / "recipes").mkdir(parents=True)
     (folder / "recipes" / "a.py").write_text("a = 1\n")
@@ -332,7 +332,7 @@ def change(repository):
 def test_a_changed_checkout_is_refused(tmp_path, repository):
     checkout = open_checkout(tmp_path / "grid", root=repository)
     change(repository)
-    assert open_checkout(tmp_path / "grid", root=repository) == checkout  # work goes on beside it
+    assert open_checkout(tmp_path / "grid", root=repository) == checkout  # work in the repository goes on
     assert (checkout.folder / "recipes" / "a.py").read_text() == "a = 1\n"
     (checkout.folder / "recipes" / "a.py").write_text("a = 3\n")
     with pytest.raises(ConfigError, match="has changed files .*recipes/a.py.* must not differ in code"):
@@ -341,7 +341,7 @@ def test_a_changed_checkout_is_refused(tmp_path, repository):
 
 @pytest.mark.parametrize("forgotten", [False, True])
 def test_a_grid_goes_on_where_its_clone_was_moved(tmp_path, repository, forgotten):
-    """git forgets a worktree that it does not find, when another one is made."""
+    """git forgets a missing worktree when another one is made."""
     grid = repository / "runs" / "grid"
     commit = open_checkout(grid, root=repository).commit
     change(repository)
@@ -356,7 +356,7 @@ def test_a_grid_goes_on_where_its_clone_was_moved(tmp_path, repository, forgotte
 
 
 def test_a_grid_goes_on_from_its_published_runs_with_their_code(tmp_path, repository):
-    """On another machine, which has the repository and nothing in runs/."""
+    """On another machine, which has the repository but nothing in runs/."""
     results, grid = tmp_path / "results", tmp_path / "grid"
     first = open_checkout(grid, results, repository).commit
     change(repository)
@@ -374,7 +374,7 @@ def test_a_grid_goes_on_from_its_published_runs_with_their_code(tmp_path, reposi
 
 @pytest.mark.parametrize("blocked", ["results/digits", "results/digits/grid.json.tmp"])
 def test_a_place_for_results_that_cannot_be_written_notes_no_commit(tmp_path, repository, blocked):
-    """The grid of that folder would be refused ever after beside results of another commit."""
+    """Otherwise the grid of that folder would be refused from then on next to results of another commit."""
     place = tmp_path / blocked
     place.parent.mkdir(parents=True)
     place.mkdir() if place.suffix else place.write_text("")
@@ -398,7 +398,7 @@ def test_a_finished_grid_is_reported_from_its_published_logs_without_data(tmp_pa
     command = ["reproduce", "table2b", "digits", "--work_dir", tmp_path, "--results", tmp_path / "results"]
     assert main([*map(str, command)]) == 0
     assert re.search(r"all \d+ are in .*/results/digits/runs, of commit \w{10}", capsys.readouterr().out)
-    assert not (tmp_path / "runs").exists()  # a grid with other --results begins anew, and those are not done there
+    assert not (tmp_path / "runs").exists()  # with other --results a grid begins again, not done there
     tables = (folder / "digits" / "table2b" / "tables.md" for folder in (tmp_path / "results", ROOT / "results"))
     assert len({table.read_bytes() for table in tables}) == 1 and not (tmp_path / "data").exists()
 
@@ -407,7 +407,7 @@ def test_published_runs_are_told_where_their_page_cannot_be_written(tmp_path, ca
     shutil.copytree(ROOT / "results" / "digits" / "runs", tmp_path / "digits" / "runs")
     shutil.copy(ROOT / "results" / "digits" / "grid.json", tmp_path / "digits")
     folder = tmp_path / "digits" / "table1"
-    folder.touch()  # where the folder should be; what one may not write to, root may
+    folder.touch()  # a file in its place, because root could write into a locked folder
     assert main(["reproduce", "table1", "digits", "--results", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert (
@@ -443,7 +443,7 @@ def test_published_logs_are_thinned_and_nothing_else_changes(tmp_path):
 
 
 def test_a_log_is_published_by_one_grid_at_a_time(tmp_path):
-    """They write by way of one name."""
+    """They write through a file of the same name."""
     folder = write_log(tmp_path, STUDIES["table1"].rows(DIGITS)[0], 0, [5.0])
     published = tmp_path / "published"
     published.mkdir()
@@ -494,7 +494,7 @@ def test_what_cannot_be_published_ends_no_grid(tmp_path, monkeypatch, capsys, fa
 
     monkeypatch.setattr("lbsgd.experiments.collect.replace_file", full)
     finished = lambda job: collect(job.folder(tmp_path), tmp_path / "results")  # noqa: E731
-    for _ in range(2):  # also of what was done before this start
+    for _ in range(2):  # also for what was done before this start
         runner(tmp_path, finished=finished).run(jobs_of(ROWS[:1], (0, 1)))
         assert f"a/seed0 cannot be published in {tmp_path}/results: {failure.strerror}" in capsys.readouterr().out
     assert starts(tmp_path) == ["a/seed0", "a/seed1"]
@@ -514,7 +514,7 @@ def test_a_grid_killed_while_its_checkout_was_made_goes_on(tmp_path, repository)
 
 
 def test_a_second_start_of_a_grid_waits_until_code_and_data_of_the_first_are_there(tmp_path, monkeypatch, capsys):
-    """It would take the first one's checkout for the remains of a killed start."""
+    """Otherwise it would take the first one's checkout for the remains of a killed start."""
     begun = []
     monkeypatch.setattr("lbsgd.experiments.reproduce.begin", lambda request: sys.exit(begun.append(request)))
     request = Request((STUDIES["table1"],), DIGITS, (0,), tmp_path, tmp_path / "results")
@@ -534,7 +534,7 @@ def test_a_second_start_of_a_grid_waits_until_code_and_data_of_the_first_are_the
 
 @pytest.fixture
 def no_locks(monkeypatch):
-    """A file system as some clusters mount theirs."""
+    """A file system without locks, as some clusters mount theirs."""
 
     def flock(_file, _how):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -590,7 +590,7 @@ def test_runs_are_told_to_stop_while_they_take_it_for_the_same_ctrl_c(tmp_path, 
     began = time.monotonic()
     with pytest.raises(Stopped):
         runner(tmp_path).run(jobs_of(ROWS, (0, 1)))
-    assert time.monotonic() - began < 30  # of which the fake recipe takes some
+    assert time.monotonic() - began < 30  # including the time that the fake recipe takes
 
 
 def test_gpus_are_those_that_the_user_was_given(monkeypatch):
@@ -617,7 +617,7 @@ def test_a_run_on_several_gpus_takes_those_that_the_user_was_given(tmp_path, mon
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     assert command()[1:3] == ["--include", "localhost:4,5,6,7"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
-    assert command()[1:3] == ["--include", "localhost:4,5"]  # 8 workers on 3 GPUs cannot be
+    assert command()[1:3] == ["--include", "localhost:4,5"]  # 8 workers cannot be divided among 3 GPUs
     with pytest.raises(ConfigError, match="a run of imagenet takes all GPUs; leave --side_by_side out"):
         Machine.here(imagenet, 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-abc,GPU-def")

@@ -1,4 +1,4 @@
-"""The published results: tables, pictures and pages come from the logs beside them, and docs say what the logs say."""
+"""The published results: tables, pictures and pages come from the logs next to them, and docs say what the logs say."""
 
 import shutil
 from dataclasses import replace
@@ -18,7 +18,7 @@ PAGES = [file for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.m
 
 
 def test_something_is_published():
-    """The tests below have something to look at."""
+    """Otherwise the tests below would check nothing."""
     assert ("digits", "table1") in PUBLISHED and ROOT / "README.md" in PAGES
 
 

@@ -1,4 +1,4 @@
-"""The code blocks of docs/in_your_project.md run as they stand there, and train what they say."""
+"""The code blocks of docs/in_your_project.md run as printed there, and train what they say."""
 
 import json
 import os
@@ -43,13 +43,13 @@ CONFIGS = sorted((ROOT / "ds_configs").glob("**/*.json"))
 
 
 def images_and_labels(size=6):
-    """Two global batches of the oracle's, as a data set."""
+    """Two of the oracle's global batches, as a data set."""
     images, labels = (torch.cat(parts) for parts in zip(oracle.global_batch(0), oracle.global_batch(1), strict=True))
     return TensorDataset(F.interpolate(images, size=size) if size != 6 else images, labels)
 
 
 def run_block(name, folder, without=(), **names):
-    """Executes a block in a folder that holds its JSON; `without` replaces parts of the code, to see it fail."""
+    """Run a block in a folder that holds its JSON. `without` replaces parts of the code, to see it fail."""
     code = BLOCKS[name]
     for part, other in without:
         assert part in code
@@ -80,7 +80,7 @@ class AllReduces:
 
 
 def with_json(folder, config):
-    """The folder, with the JSON in it under the name that the blocks read."""
+    """The folder with the JSON under the name that the blocks read."""
     (folder / "ds_configs").mkdir(parents=True, exist_ok=True)
     write_json(folder / "ds_configs/8k.json", config)
     return folder
@@ -136,7 +136,7 @@ for path in {paths!r}:
 
 @pytest.fixture(scope="module")
 def in_plain_deepspeed():
-    """What every shipped JSON does where lbsgd cannot be imported."""
+    """What every shipped JSON does without lbsgd."""
     from lbsgd.processes.ports import free_port
 
     script = WITHOUT_LBSGD.format(code=BLOCKS["plain"], paths=[str(path) for path in CONFIGS])
@@ -167,7 +167,7 @@ def test_every_json_trains_in_plain_deepspeed_and_gradual_warmup_climbs_linearly
     if config["lbsgd"]["warmup"]["kind"] == "gradual":
         base = ramp["warmup_min_lr"]
         if "detection" not in config["lbsgd"]:
-            assert base == config["lbsgd"]["linear_scaling"]["base_lr"]  # of a detector a third of its lr
+            assert base == config["lbsgd"]["linear_scaling"]["base_lr"]  # for a detector a third of its lr
         assert lrs == pytest.approx(
             [base, *(base + (lr - base) * t / W for t in range(W)), lr, lr]
         )  # one iteration late
@@ -181,7 +181,7 @@ def test_every_json_trains_in_plain_deepspeed_and_gradual_warmup_climbs_linearly
 
 
 class Mixed(nn.Module):
-    """Batch norm in one, two and three dimensions, under names that say nothing."""
+    """Batch norm in one, two and three dimensions, under arbitrary names."""
 
     def __init__(self):
         super().__init__()
@@ -262,7 +262,7 @@ def test_a_batch_norm_that_does_more_is_refused_with_its_name(tmp_path):
 # -----------------------------------------------------------------------------------------------
 
 PLAN = "plan = lbsgd.Plan.read("
-FSDP2 = [  # it replaces the parameters
+FSDP2 = [  # replaces the parameters
     (PLAN, f"from torch.distributed.fsdp import fully_shard; fully_shard(model); {PLAN}"),
     (DDP, "model"),
     ("nullcontext() if last else network.no_sync()", "nullcontext(model.set_requires_gradient_sync(last))"),
@@ -279,7 +279,7 @@ BROKEN = {
 
 
 def for_other_data(micro_batch):
-    """The oracle's JSON, written for half as many images, with a seed and a form of momentum that are no defaults."""
+    """The oracle's JSON, written for half as many images, with another seed and form of momentum than the defaults."""
     config = recipe(micro_batch=micro_batch, momentum={"form": "lr_inside"})
     config["lbsgd"] |= {"num_images": 64, "seed": 3}
     config["scheduler"]["params"]["warmup_num_steps"] = 5
@@ -287,7 +287,7 @@ def for_other_data(micro_batch):
 
 
 def both_ways(folder):
-    """On each of two processes: the DeepSpeed run, the one without, and that one with mistakes."""
+    """On two processes each: the DeepSpeed run, the one without, and the latter with mistakes."""
     folder, states = Path(folder), {}
     for micro_batch in (32, 8):
         config = for_other_data(micro_batch)
@@ -422,7 +422,7 @@ def test_a_group_s_own_learning_rate_is_refused_rather_than_replaced():
     ):
         lbsgd.LargeMinibatchLR(sgd(lr=0.08), schedule)
     optimizer = sgd(lr_factor=0.1)
-    for _ in range(2):  # once as it is built, once as the schedule leaves it and a resumed run finds it
+    for _ in range(2):  # once as built, and once as the schedule leaves it and a resumed run finds it
         lbsgd.LargeMinibatchLR(optimizer, schedule)
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.01])
 
@@ -446,7 +446,7 @@ def test_timms_layer_decay_scales_the_schedule_as_timms_own_schedulers_do():
 
 
 def test_a_learning_rate_that_is_a_tensor_stays_that_tensor():
-    """Compiled and captured steps of an optimizer read that tensor and see no float in its place."""
+    """Compiled and captured steps of an optimizer read that tensor, and would not see a float in its place."""
     schedule, lr = Schedule(0.125, 1.0, "gradual", 7), torch.tensor(9.0)
     sgd = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=lr)
     scheduler = lbsgd.LargeMinibatchLR(sgd, schedule)
@@ -462,7 +462,7 @@ def test_a_learning_rate_that_is_a_tensor_stays_that_tensor():
 
 
 def test_the_parts_leave_the_kernel_to_torch_unless_the_json_chooses_one():
-    """FSDP2's parameters, which are DTensors, have no fused kernel; the engine's are plain tensors."""
+    """FSDP2's parameters, which are DTensors, have no fused kernel. The engine's are plain tensors."""
     model, config = nn.Linear(2, 2), recipe()
     plan = lbsgd.Plan.read(config, 1)
     assert lbsgd.parts_for(model, plan).optimizer.defaults["fused"] is None
@@ -492,11 +492,11 @@ def test_an_overlay_prints_every_number_that_it_changes(capsys):
         assert change in out
 
 
-NUM_IMAGES = 600  # two iterations of 256, and some that an epoch leaves out
+NUM_IMAGES = 600  # two iterations of 256, and a remainder that an epoch leaves out
 
 
 def labels_seen(name, folder, **names):
-    """The labels of each epoch of a block whose loop does nothing."""
+    """The labels of each epoch in a block whose loop does nothing."""
     seen = {0: [], 1: []}
     run_block(name, folder, [("...", "seen[epoch] += labels.flatten().tolist()")], seen=seen, **names)
     return seen
@@ -514,7 +514,7 @@ def test_a_plain_data_loader_takes_the_shared_shuffle(tmp_path):
 
 
 class Crops(Dataset):
-    """A data set whose items are what a random transform would draw."""
+    """A data set whose items are the numbers that a random transform would draw."""
 
     def __len__(self):
         return 64

@@ -1,4 +1,4 @@
-"""Runs that make no row, or rows that compare badly: each is named, and the others are still shown."""
+"""Runs that make no row, or rows that cannot be compared: each is named, and the others are still shown."""
 
 import json
 from pathlib import Path

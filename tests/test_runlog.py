@@ -49,7 +49,7 @@ def epoch(number, error=10.0):
 
 
 def write(folder, *, epochs):
-    """Write a log of whole epochs of 2 iterations; the error after epoch e is 10 · e."""
+    """Write a log of whole epochs with 2 iterations each. The error after epoch e is 10 · e."""
     with RunLog(folder, RUN) as log:
         for e in range(epochs):
             log.iteration(iteration(2 * e))
@@ -95,7 +95,7 @@ def test_the_error_of_a_run_is_the_median_of_its_last_5_epochs():
 
 def test_a_run_evaluated_every_10_epochs_is_not_judged_by_epochs_long_past():
     epochs = [{"epoch": number} if number % 10 else epoch(number, 100.0 - number) for number in range(1, 48)]
-    assert TOP1.of(epochs[:42]) == 60.0 and TOP1.how_of(epochs[:42]) == "last evaluation"  # the one in the last five
+    assert TOP1.of(epochs[:42]) == 60.0 and TOP1.how_of(epochs[:42]) == "last evaluation"  # the only one in the last 5
     assert TOP1.how_of([epoch(1, 8.0), epoch(2, 6.0)]) == "median of 2 evaluations in the last 5 epochs"
     assert TOP1.how_of([epoch(number, 8.0) for number in range(5)]) == "median of last 5 epochs"
     assert TOP1.of(epochs) == 60.0 and TOP1.how_of(epochs) == "last evaluation"
@@ -128,7 +128,7 @@ def test_the_incomplete_last_line_of_a_killed_run_is_left_out(tmp_path):
     for end in (last + 1, last + 20, len(whole) - 2):  # one byte of the line, a part, all but `}`
         path.write_bytes(whole[:end])
         assert [e["epoch"] for e in read_run(path).epochs] == [1]
-    path.write_bytes(whole[:-1])  # only the newline is missing, as some editors leave it: the line is whole
+    path.write_bytes(whole[:-1])  # only the newline is missing, as some editors leave it, so the line is whole
     assert [e["epoch"] for e in read_run(path).epochs] == [1, 2]
 
 
@@ -137,7 +137,7 @@ def test_a_run_killed_at_any_moment_has_logged_all_it_had_done(tmp_path):
         "import itertools, test_runlog as t\n"
         f"log = t.RunLog({str(tmp_path)!r}, t.RUN)\n"
         "for i in itertools.count():\n"
-        "    log.iteration(t.iteration(i))\n"  # 50 of them are less than a buffer of 8 KiB
+        "    log.iteration(t.iteration(i))\n"  # 50 of them are shorter than a buffer of 8 KiB
         "    print(i, flush=True)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
@@ -155,11 +155,11 @@ def test_a_resumed_run_drops_what_is_done_again_and_reads_as_one_run(tmp_path):
     path.write_bytes(path.read_bytes() + b'{"kind": "iterat')
     with RunLog(tmp_path, {**RUN, "world_size": 4}, resume_iteration=4) as log:  # the checkpoint of epoch 2
         assert [e["epoch"] for e in log.epochs] == [1]
-        log.epoch(epoch(2, error=20.0))  # evaluated again: the log cannot tell whether that was over
+        log.epoch(epoch(2, error=20.0))  # evaluated again, because the log cannot tell whether that had ended
         log.iteration(iteration(4))
         log.iteration(iteration(5))
         log.epoch(epoch(3, error=60.0))
-        assert log.result()["val_top1_error_pct"] == 20.0  # median of 10, 20 and 60: the epochs before count
+        assert log.result()["val_top1_error_pct"] == 20.0  # the median of 10, 20 and 60: earlier epochs count
     run = read_run(tmp_path)
     assert [i["iteration"] for i in run.iterations] == [0, 1, 2, 3, 4, 5]
     assert [e["val_top1_error_pct"] for e in run.epochs] == [10.0, 20.0, 60.0]
@@ -200,7 +200,7 @@ def test_a_resumed_run_whose_log_was_lost_begins_a_new_one(tmp_path):
 
 
 def test_a_run_that_starts_anew_without_a_checkpoint_has_a_header_of_its_own(tmp_path):
-    """Killed before its first checkpoint, and started again with other flags."""
+    """For example if it was killed before its first checkpoint, and started again with other flags."""
     write(tmp_path, epochs=1)
     with RunLog(tmp_path, {**RUN, "global_batch": 256}, resume_iteration=0) as log:
         log.iteration(iteration(0))
@@ -249,7 +249,7 @@ def test_a_broken_log_refuses_to_go_on_before_anything_is_changed_and_says_what_
 
 
 def test_the_output_begins_before_the_log_of_a_run_that_goes_on_changes(tmp_path):
-    """So no kill between the two leaves weights of an earlier end beside a log without its result."""
+    """So a kill between the two never leaves weights of an earlier end next to a log without its result."""
     path, seen = write(tmp_path, epochs=2), []
     before = path.read_bytes()
     RunLog(tmp_path, RUN, 2, begin=lambda: seen.append(path.read_bytes())).close()
@@ -337,7 +337,7 @@ def test_what_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(tmp_pa
 
 
 def test_a_log_that_tells_no_length_is_refused(tmp_path):
-    """One that is counted in iterations says how many; without, the report ended in a KeyError."""
+    """A run counted in iterations gives their number. Without it, the report ended in a KeyError."""
     path = write(tmp_path, epochs=1)
     first, *rest = path.read_text().splitlines(keepends=True)
     header = json.loads(first)
@@ -349,7 +349,7 @@ def test_a_log_that_tells_no_length_is_refused(tmp_path):
 
 
 def test_a_record_is_in_the_file_as_soon_as_it_is_written(tmp_path):
-    """A run that is killed a moment later leaves it."""
+    """So a run that is killed a moment later leaves it."""
     log = RunLog(tmp_path, RUN)
     log.iteration(iteration(0))
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["kind"] == "iteration"

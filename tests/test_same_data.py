@@ -1,4 +1,4 @@
-"""A grid goes on with the images and the code of the runs before it, or says in one line that it cannot."""
+"""A grid continues with the images and the code of its earlier runs, or says in one line that it cannot."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ def of_data(folder, fingerprint):
 
 def test_the_images_are_those_of_the_logs(tmp_path, digits_data):
     same = of_data(write_log(tmp_path, ROW, 0, [1.0]), open_data(digits_data).fingerprint)
-    earlier = write_log(tmp_path, ROW, 1, [1.0])  # its version named no data
+    earlier = write_log(tmp_path, ROW, 1, [1.0])  # its version logged no data
     require_same_data(DIGITS, digits_data, [same, earlier, tmp_path / "not begun"], HERE)
     other = of_data(write_log(tmp_path, ROW, 2, [1.0]), "f" * 64)
     with pytest.raises(DataError, match="holds other images than .*seed2/log.jsonl was trained on .* not ffffffff"):

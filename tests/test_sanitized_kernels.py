@@ -1,6 +1,6 @@
-"""lbsgd/data/native under gcc's sanitizers: no damage makes the C leave its memory, leak, or do what C does not define.
+"""lbsgd/data/native under gcc's sanitizers: damage never makes the C code leave its memory, leak, or be undefined.
 
-`sanitized/drive.c` calls it. A read of one byte too many is seen, because all buffers have exactly their size.
+`sanitized/drive.c` calls it. All buffers have exactly the needed size, so a read of one byte too many is noticed.
 """
 
 import io
@@ -22,9 +22,9 @@ NUM_IMAGES = 8_000
 
 
 def compiled(folder, file=None, right="", wrong=""):
-    """Compile the driver with a copy of the C files, as setup.py does but for the sanitizers. Return the program.
+    """Compile the driver with a copy of the C files, as setup.py does but with sanitizers. Return the program.
 
-    In the copy a thread's buffers have exactly the size that an image needs. `wrong` stands in the place of `right`.
+    In the copy a thread's buffers have exactly the size that an image needs. `wrong` replaces `right`.
     """
     exact = [("crop_jpeg.c", "wanted <= *capacity", "wanted == *capacity"), ("crop_jpeg.c", " + wanted / 2", "")]
     for source in NATIVE.glob("*.[ch]"):
@@ -35,7 +35,7 @@ def compiled(folder, file=None, right="", wrong=""):
                 content = content.replace(before, after)
         (folder / source.name).write_text(content)
     flags = [*SANITIZERS, "-ffp-contract=off", "-pthread", f"-I{folder}"]
-    flags += [f"-Wl,--wrap={name}" for name in ("malloc", "calloc", "aligned_alloc")]  # the driver lets them fail
+    flags += [f"-Wl,--wrap={name}" for name in ("malloc", "calloc", "aligned_alloc")]  # the driver makes them fail
     sources = [DRIVER, *folder.glob("*.c")]
     subprocess.run(["cc", *flags, "-o", folder / "drive", *sources, "-ljpeg", "-lm"], check=True)
     return folder / "drive"
@@ -48,9 +48,9 @@ def drive(program, images, num_images, seed=0):
 
 
 def with_the_sampling_4_1_0(grey):
-    """Let the blocks of a grey JPEG of 160 x 96 stand for three colours of 192 x 64, which PIL and OpenCV do not write.
+    """Reinterpret the blocks of a grey 160 x 96 JPEG as three colours of 192 x 64, which PIL and OpenCV do not write.
 
-    One MCU has 4 x 2 blocks of the first colour and one of each other colour.
+    An MCU has 4 x 2 blocks of the first colour and one of each other colour.
     """
     frame, scan = grey.index(b"\xff\xc0"), grey.index(b"\xff\xda")
     colours = bytes((1, 0x42, 0, 2, 0x11, 0, 3, 0x11, 0))
@@ -65,7 +65,7 @@ def with_the_sampling_4_1_0(grey):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Write small JPEGs of all kinds that libjpeg-turbo reads; each kind has its own quality and detail."""
+    """Write small JPEGs of all kinds that libjpeg-turbo reads. Each kind has its own quality and detail."""
     folder, kinds = tmp_path_factory.mktemp("images"), []
     for number, (height, width) in enumerate(SIZES):
         pixels = np.random.default_rng(number).integers(0, 256, (height // 3 + 1, width // 3 + 1, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Saving, write by write: kills, full disks and flipped bits leave a whole checkpoint, and it is found."""
+"""Saving, write by write: after kills, full disks and flipped bits a complete checkpoint remains, and is found."""
 
 import ctypes
 import errno
@@ -46,7 +46,7 @@ HEADER = {
 
 
 def in_child(function, *arguments):
-    """Exit code of a process, forked from this one, that runs a function; its exceptions are printed."""
+    """Return the exit code of a forked process that runs a function. Its exceptions are printed."""
     child = os.fork()
     if child == 0:
         try:
@@ -60,7 +60,7 @@ def in_child(function, *arguments):
 
 
 def value(path):
-    """What `saved` was given for a checkpoint, read from it."""
+    """Return the value that `saved` wrote into a checkpoint."""
     return checkpoint.load(path)[0]["weights"]["w"][0, 0].item()
 
 
@@ -73,7 +73,7 @@ def values(folder):
 
 
 def die_at(point):
-    """Ends this process before its point-th change to the file system; a file is written in two halves."""
+    """End this process before its point-th change to the file system. A file is written in two halves."""
     number = itertools.count()
 
     def change(event, arguments):
@@ -91,7 +91,7 @@ def die_at(point):
 
 
 def killed_at_every_point(template, folder, function):
-    """Yield copies of the folder `template` as function(folder) leaves them, killed at each point, then at none."""
+    """Yield copies of the folder `template` after function(folder) was killed at each point, and after it was not."""
     for point in itertools.count():
         shutil.copytree(template, folder)
         code = in_child(lambda point=point, folder=folder: (die_at(point), function(folder)))
@@ -115,11 +115,11 @@ def test_a_save_killed_anywhere_leaves_the_checkpoint_before_it_or_the_new_one(t
     for done in killed_at_every_point(template, folder, lambda folder: saved(folder, 5, value=2.0)):
         points += 1
         found = values(folder)
-        assert checkpoint.named(folder) == complete(folder)  # who has the name has all files, and had them first
+        assert checkpoint.named(folder) == complete(folder)  # a checkpoint that has its name had all files first
         newest = dict([*found.items()][-1:])
         assert newest == new or newest == dict([*old.items()][-1:]) and not done
         assert found.items() <= old.items() | new.items() and len(found) >= min(3, len(before))
-        saved(folder, 6, value=3.0)  # sweeps what was left
+        saved(folder, 6, value=3.0)  # removes what was left behind
         assert value(checkpoint.newest(folder)) == 3.0
         assert sorted(path.name[:18] for path in folder.iterdir()) == sorted(values(folder))[-3:]
     assert points > 15
@@ -148,12 +148,12 @@ def test_a_file_replaced_by_a_process_that_is_killed_anywhere_is_the_old_or_the_
     (template / "file").write_bytes(old)
     for done in killed_at_every_point(template, path.parent, lambda folder: write(folder / "file", 2.0)):
         assert path.read_bytes() in ((new,) if done else (old, new))
-        write(path, 2.0)  # another process, which sweeps what was left
+        write(path, 2.0)  # another process, which removes what was left behind
         assert os.listdir(path.parent) == ["file"]
 
 
 def test_all_is_forced_to_the_disk_before_a_checkpoint_gets_its_name(tmp_path, monkeypatch):
-    """A machine that loses its power then holds a whole checkpoint, too; the new name itself is forced there last."""
+    """After a power failure there is then a complete checkpoint, too. The new name itself is forced there last."""
     events = []
 
     def noting(name, function):
@@ -181,7 +181,7 @@ def test_all_is_forced_to_the_disk_before_a_checkpoint_gets_its_name(tmp_path, m
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_save_that_a_limit_on_file_sizes_ends_leaves_the_one_before_and_the_next_succeeds(tmp_path, name):
-    """The kernel ends the write of one file in its middle."""
+    """The kernel stops the write of a file in the middle."""
 
     def limited():
         size = (saved(tmp_path, 1) / name).stat().st_size
@@ -202,7 +202,7 @@ def test_a_save_that_a_limit_on_file_sizes_ends_leaves_the_one_before_and_the_ne
 
 
 def shrink_others(name):
-    """Lets the limit count for one file only: the earlier, larger ones are written without it."""
+    """Apply the limit to one file only: the earlier, larger ones are written without it."""
     write = checkpoint.write
 
     def unlimited(path, data):
@@ -218,7 +218,7 @@ def shrink_others(name):
 
 
 def mount_small_disk(folder, size):
-    """Mount a file system of a few bytes that only this process sees; end the process where that is forbidden."""
+    """Mount a small file system that only this process sees. End the process if that is forbidden."""
     CLONE_NEWNS, CLONE_NEWUSER, MS_REC, MS_PRIVATE = 0x20000, 0x10000000, 0x4000, 0x40000
     libc = ctypes.CDLL(None, use_errno=True)
     if (
@@ -263,7 +263,7 @@ def test_what_cannot_be_deleted_stops_no_save(tmp_path, monkeypatch):
 
     def busy(path, ignore_errors=False):
         if not ignore_errors:
-            raise OSError(16, "Device or resource busy")  # as NFS says of a folder with a file that somebody has open
+            raise OSError(16, "Device or resource busy")  # NFS's answer for a folder with a file that is still open
 
     monkeypatch.setattr(shutil, "rmtree", busy)
     for iteration in range(1, 6):
@@ -272,7 +272,7 @@ def test_what_cannot_be_deleted_stops_no_save(tmp_path, monkeypatch):
 
 
 def test_a_log_that_cannot_be_written_is_told_and_the_next_line_brings_both(tmp_path):
-    """The kernel ends the write of a line in its middle."""
+    """The kernel stops the write of a line in the middle."""
 
     def limited():
         said, log = [], RunLog(tmp_path, HEADER)
@@ -328,12 +328,12 @@ def test_a_damaged_file_is_named_and_the_next_older_whole_checkpoint_is_used(tmp
     first, second, last = said
     for line, iteration in ((first, 3), (second, 2)):
         assert line.startswith("warning: ") and f"iteration_0000000{iteration}" in line
-        assert name in line or name == "manifest.json"  # a manifest that cannot be read, or that blames another file
+        assert name in line or name == "manifest.json"  # a manifest that cannot be read, or that names another file
     assert last == f"resuming from {tmp_path / 'iteration_00000001'}"
 
 
 def test_any_damage_to_the_manifest_is_found(tmp_path):
-    """It alone has no checksum: every byte of it, with one bit flipped, and every length that it may be cut to."""
+    """Only the manifest has no checksum. Flip one bit of each of its bytes, and cut it at each length."""
     path, bit = saved(tmp_path, 1) / "manifest.json", random.Random(0)
     data = path.read_bytes()
     for at in range(len(data)):
@@ -358,7 +358,7 @@ class Bomb:
 
 
 def test_loading_a_checkpoint_or_an_export_unpickles_no_object(tmp_path):
-    """Python reports each class or function that unpickling looks up; weights-only torch.load has its own unpickler."""
+    """Python reports each class or function that unpickling looks up. weights-only torch.load has its own unpickler."""
     path = saved(tmp_path, 1)
     checkpoint.export_weights(tmp_path / "weights.pt", {"w": torch.ones(2)})
 
@@ -406,7 +406,7 @@ def test_what_is_no_interval_is_refused(text):
     ],
 )
 def test_a_run_is_saved_at_the_intervals_and_where_an_epoch_or_the_run_ends(tmp_path, every, names):
-    """Two iterations are an epoch."""
+    """An epoch has two iterations."""
     ours = trainer(tmp_path)
     ours.saver.every = every
     ours.train(last_iteration=3), ours.saver.wait()
@@ -448,7 +448,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_which_holds_what_was_whe
 
 
 def test_the_number_of_threads_comes_back_unless_the_processes_are_others(tmp_path, monkeypatch):
-    """Sums over another number of threads differ in their last bits."""
+    """Sums with another number of threads differ in their last bits."""
     threads, load_newest = torch.get_num_threads(), checkpoint.load_newest
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     try:
@@ -467,11 +467,11 @@ def test_the_number_of_threads_comes_back_unless_the_processes_are_others(tmp_pa
 
 
 def saved_broken_and_restored(folder):
-    """Save on two processes, then with a weight of rank 1 that is no number; what is said, drawn next and restored."""
+    """Save on two processes, then with a NaN in a weight of rank 1. Return what is said, drawn next and restored."""
     engine = aggregating.run(aggregating.config(2), iterations=1)
     rank, write = torch.distributed.get_rank(), checkpoint.save
     checkpoint.save = lambda *given: (time.sleep(0.2), write(*given))[1]  # not done when the second save comes
-    saver = Saver(engine, folder / str(rank), {}, {})  # rank 0 alone has the checkpoint
+    saver = Saver(engine, folder / str(rank), {}, {})  # only rank 0 has the checkpoint
     torch.manual_seed(rank)
     means = engine.module.bn.running_mean.clone()
     torch.distributed.all_reduce(means)
@@ -502,7 +502,7 @@ def with_world_size(loaded, world_size):
 
 
 def test_the_loss_scale_and_the_skipped_updates_come_back_from_the_disk(tmp_path, monkeypatch):
-    """fp16 from a loss scale of 2^24, which skips the first updates; bit-equal to a run that goes on without a save."""
+    """fp16 from a loss scale of 2^24, which skips the first updates: equal bits to a run without a save."""
     from deepspeed.accelerator import get_accelerator
 
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)  # any CPU computes in fp16, slowly

@@ -1,4 +1,4 @@
-"""The learning rate of every update, against values worked by hand from Sec. 2.1, 2.2 and 5.1."""
+"""The learning rate of each update, compared with values worked out by hand from Sec. 2.1, 2.2 and 5.1."""
 
 import pytest
 
@@ -13,7 +13,7 @@ EIGHT_K = Schedule(
 def test_linear_rule_multiplies_the_lr_by_kn_over_256():
     assert scaled_lr(8192, 0.1, 256) == pytest.approx(3.2)
     assert scaled_lr(256, 0.1, 256) == 0.1
-    assert scaled_lr(64, 0.1, 256) == 0.025  # below 256 too: tensorpack's integer division makes this 0
+    assert scaled_lr(64, 0.1, 256) == 0.025  # also below 256; tensorpack's integer division makes this 0
 
 
 def test_table_2a_rules_give_the_papers_learning_rates():

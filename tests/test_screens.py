@@ -1,4 +1,4 @@
-"""What the commands print on a terminal: in its width, in one unit, in the letters that it has; and what in a pipe."""
+"""What the commands print: on a terminal, in its width and its letters; and into a pipe."""
 
 import io
 import re
@@ -27,7 +27,7 @@ EIGHT_K = str(ROOT / "ds_configs/8k.json")
 
 @pytest.fixture
 def on_terminal(monkeypatch, capsys):
-    """Return a function that runs a command as on a terminal of some columns, and returns its lines without colours."""
+    """Return a function that runs a command as on a terminal of this width, and returns its lines without colours."""
 
     def run(columns, *arguments):
         monkeypatch.setattr("lbsgd.report.printer.on_terminal", lambda: True)
@@ -65,7 +65,7 @@ def test_a_plan_fits_the_terminal_and_says_what_it_says_in_a_pipe(capsys, on_ter
     def words(text):
         return set(re.findall(r"[\w.,%]+", re.sub("[─▁-█]+", "", re.sub(r"(?m)^ *[\d.]+ ┤.*|.* epochs$", "", text))))
 
-    assert words(piped) - words("\n".join(lines)) <= {"activations"}  # which a narrow table divides
+    assert words(piped) - words("\n".join(lines)) <= {"activations"}  # a narrow table hyphenates it
 
 
 def test_in_a_pipe_each_fact_of_a_plan_is_one_line_whatever_the_width(capsys, monkeypatch):
@@ -118,7 +118,7 @@ def test_a_code_is_explained_in_the_terminals_width(width):
     text = explain_all(width)
     assert text.split() == explain_all().split()
     long = [line for line in text.splitlines() if len(line) > min(width, 100)]
-    assert all(len(line.split()) <= 2 for line in long), long  # a name and a word that is longer than its room
+    assert all(len(line.split()) <= 2 for line in long), long  # a name and a word that is longer than its column
 
 
 def test_a_fact_of_a_recipe_breaks_between_words(monkeypatch):
@@ -152,7 +152,7 @@ def test_reproduce_prints_tables_on_a_terminal_and_markdown_in_a_pipe(finished_g
         lines = on_terminal(columns, *finished_grid)
         printed = "\n".join(lines)
         tables = lines[[line.strip() for line in lines].index("Table 1, warmup") :]
-        assert max(len(line) for line in tables if "/" not in line) <= columns  # but for paths
+        assert max(len(line) for line in tables if "/" not in line) <= columns  # except paths
         assert "| ---" not in printed and "**" not in printed
         assert "gradual warmup" in printed if columns > 60 else "no warmup" in printed
         assert "Claims, stated before the runs" in printed and re.search(r"yes +\+0.23 \[-0.24, \+0.70\]", printed)

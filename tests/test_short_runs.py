@@ -1,4 +1,4 @@
-"""A schedule that reaches beyond its run: said by `lbsgd check` and at the start of the run; `lbsgd config` fits it."""
+"""A schedule that ends after its run: `lbsgd check` and the start of the run warn, and `lbsgd config` fits it."""
 
 import pytest
 

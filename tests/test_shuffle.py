@@ -1,4 +1,4 @@
-"""Remark 4: one shuffle per epoch, divided among all k workers, whatever processes there are.
+"""Remark 4: one shuffle per epoch, divided among all k workers, for any number of processes.
 
 test_pitfalls.py shows what happens when each rank shuffles for itself.
 """
@@ -18,7 +18,7 @@ SEEDS, EPOCHS = st.integers(0, 2**32 - 1), st.integers(0, 1000)
 
 @st.composite
 def runs(draw):
-    """N images and kn = k·n of them per iteration, cut for some world size, micro batch and number of passes."""
+    """Draw N images and kn = k·n of them per iteration, cut for a world size, micro batch and number of passes."""
     n, world_size, workers_in_a_pass, passes = (draw(st.integers(1, 5)) for _ in range(4))
     global_batch = n * workers_in_a_pass * passes * world_size
     num_images = draw(st.integers(global_batch, 6 * global_batch))
@@ -84,7 +84,7 @@ def test_evaluation_shares_hold_every_image_once(num_images, world_size):
 
 @given(st.integers(50, 5000), SEEDS, EPOCHS, SEEDS, EPOCHS)
 def test_another_epoch_or_seed_is_another_shuffle(num_images, seed, epoch, other_seed, other_epoch):
-    """50 images have 50! = 3e64 orders, so none comes twice by chance."""
+    """50 images have 50! = 3e64 orders, so none repeats by chance."""
     assume((seed, epoch) != (other_seed, other_epoch))
     order = epoch_order(num_images, seed, epoch)
     assert not np.array_equal(order, epoch_order(num_images, other_seed, other_epoch))
@@ -140,7 +140,7 @@ def test_a_sampler_that_could_give_nothing_is_refused_with_the_numbers(num_image
 
 
 def test_the_end_of_an_epoch_is_no_mistake():
-    """A run that saved after an epoch's last iteration goes on there: nothing of it is left, the next one is whole."""
+    """A run saved after an epoch's last iteration goes on there: nothing of it is left, and the next one is whole."""
     sampler = SharedShuffleSampler(600, global_batch=256, micro_batch=32)
     sampler.set_epoch(3, first_iteration=2)
     assert list(sampler) == []
@@ -163,7 +163,7 @@ def test_a_number_of_images_of_ffcv_s_type_gives_the_same_order():
 def test_the_epoch_that_counts_is_the_one_set_when_the_first_batch_is_asked_for():
     """Lightning asks for an iterator before it tells the epoch of a resumed run."""
     sampler = SharedShuffleSampler(64, global_batch=16, micro_batch=16)
-    assert list(sampler)[0] == epoch_order(64, 0, 0)[:16].tolist()  # epoch 0 where nobody sets one
+    assert list(sampler)[0] == epoch_order(64, 0, 0)[:16].tolist()  # epoch 0 if none is set
     batches = iter(sampler)
     sampler.set_epoch(2)
     assert next(batches) == epoch_order(64, 0, 2)[:16].tolist()
@@ -178,7 +178,7 @@ def test_rank_0_that_is_asked_for_is_rank_0_on_every_process(monkeypatch):
 
 
 def test_processes_that_have_not_met_are_not_each_taken_for_the_only_one(monkeypatch):
-    monkeypatch.setattr(process_group.dist, "is_initialized", lambda: False)  # tests before this one may have met
+    monkeypatch.setattr(process_group.dist, "is_initialized", lambda: False)  # earlier tests may have met
     cut = dict(global_batch=8, micro_batch=2)
     for alone in ("", "1"):
         monkeypatch.setenv("WORLD_SIZE", alone)

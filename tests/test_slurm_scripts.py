@@ -11,7 +11,7 @@ from commands import ROOT
 
 SECONDS = 60
 JOB = "20007"
-# Each stand-in writes what it was given into a file of its name.
+# Each stand-in writes its arguments into a file with its name.
 STAND_INS = {
     "scontrol": 'if [ $1 = requeue ]; then echo $2 > requeue; else echo "$3" > nodelist; echo node1; echo node2; fi',
     "scancel": 'echo "$@" > scancel; kill -TERM $(cat started)',
@@ -19,7 +19,7 @@ STAND_INS = {
         while [[ $1 == -* ]]; do shift; done
         SLURM_PROCID=9 SLURM_NTASKS=16 SLURM_LOCALID=1 exec "$@" """,
 }
-# The recipe, or torchrun with it, which saves for a moment when it is told to stop.
+# The recipe, or torchrun with it, which saves for a moment when told to stop.
 TRAINS = """echo "$@" > arguments; env > environment
 trap 'sleep 0.3; touch saved; exit 75' TERM
 echo $$ > started.new; mv started.new started
@@ -38,7 +38,7 @@ def with_torchrun():
 
 
 def with_a_task_per_gpu():
-    """Put the page's second block into its place in the first."""
+    """Insert the page's second block at its place in the first."""
     script, tasks = blocks()
     return re.sub(r"^srun (.*\\\n)*.*&\n", lambda _: tasks, script, flags=re.MULTILINE)
 
@@ -97,7 +97,7 @@ def test_a_job_whose_run_has_ended_is_not_put_back(script, tmp_path):
 @both
 @pytest.mark.parametrize("code", [2, 75])
 def test_a_job_that_fails_ends_with_the_code_and_is_not_put_back(script, tmp_path, code):
-    """srun ends all tasks after one with a wrong flag, and these end with 75."""
+    """srun ends all tasks after one with a wrong flag, and the others end with 75."""
     job = Job(script(), tmp_path, FAILS=str(code))
     assert job.wait() == code and job.text("requeue") is None
 

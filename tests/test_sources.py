@@ -26,14 +26,14 @@ from lbsgd.convert.preflight import left_out_lines
 from lbsgd.convert.sources import find_source
 from lbsgd.errors import DataError
 
-# In the order of their WordNet ids; the devkit numbers them 1, 2, 3, 4 in another one.
+# In the order of their WordNet ids. The devkit numbers them 1, 2, 3, 4 in another order.
 WNIDS = ["n01440764", "n01443537", "n02102040", "n15075141"]
 DEVKIT_ORDER = ["n02102040", "n15075141", "n01440764", "n01443537"]
 VAL_CLASSES = [2, 0, 3, 1, 2, 0]  # of validation images 1, 2, ...: positions in WNIDS
 
 
 def jpeg(number, size=(24, 16)):
-    """Return a small JPEG, another for each number."""
+    """Return a small JPEG, a different one for each number."""
     pixels = np.random.default_rng(number).integers(0, 256, (2, 3, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize(size).save(buffer, "JPEG", quality=95)
@@ -75,7 +75,7 @@ def add(tar, name, data=b"", **attributes):
 
 
 def devkit_files(order=DEVKIT_ORDER):
-    """Return the devkit's two files: meta.mat as MATLAB would write it, also with synsets that are not leaves."""
+    """Return the devkit's two files: meta.mat as MATLAB would write it, including synsets that are not leaves."""
     from scipy.io import savemat
 
     ids = {wnid: number for number, wnid in enumerate(order, 1)}
@@ -147,7 +147,7 @@ def make_kaggle(folder):
 
 
 def make_unpacked(folder):
-    """Training folders, but validation images and devkit as they come."""
+    """Unpack the training folders, but leave validation images and devkit as downloaded."""
     write_files(folder / "train", train_files())
     write_files(folder / "val", val_files())
     write_files(folder / "ILSVRC2012_devkit_t12", devkit_files())
@@ -217,9 +217,9 @@ for _ in range(2):  # from the archive, and from the listing kept of it
 
 
 def test_a_million_images_take_less_than_a_gigabyte_to_find(tmp_path):
-    """600 bytes each, at most; ImageNet's 1.28 million were seen to take 0.53 GB, with all that Python is.
+    """At most 600 bytes each. ImageNet's 1.28 million took 0.53 GB, including Python itself.
 
-    Asked in a process of its own: pathlib interns names, and the table of all that are interned in a process may grow.
+    Measured in a separate process: pathlib interns names, and the table of interned names may grow.
     """
     folder = make_official(tmp_path / "source")
     images = [header(f"n02102040_{number}.JPEG", 512) + bytes(512) for number in range(10_000)]
@@ -232,7 +232,7 @@ def test_a_million_images_take_less_than_a_gigabyte_to_find(tmp_path):
 
 
 def test_every_layout_gives_the_same_files(tmp_path):
-    """Torchvision's order of class folders is the order of all: the way the images are held leaves no trace."""
+    """The order of torchvision's class folders is used for all, so the form of the source leaves no trace."""
     results = set()
     for layout in ("folders", "official", "kaggle", "tar.gz"):
         convert(LAYOUTS[layout](tmp_path / layout), tmp_path / "data" / layout, max_side=500, num_processes=1)
@@ -256,7 +256,7 @@ def test_images_come_in_torchvision_s_order(tmp_path):
 
 @pytest.mark.parametrize("val", ["val", "val/.hidden"])
 def test_folders_without_images_beside_the_archives_hide_nothing(tmp_path, val):
-    """As `mkdir train val` makes them, or an archive of a tar per class that was unpacked there."""
+    """Such as `mkdir train val` makes, or a tar per class unpacked there."""
     folder = make_official(tmp_path / "source")
     (folder / val).mkdir(parents=True)
     with tarfile.open(folder / "ILSVRC2012_img_train.tar") as tar:
@@ -269,7 +269,7 @@ def test_folders_without_images_beside_the_archives_hide_nothing(tmp_path, val):
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_an_archive_beside_its_unpacked_images_is_told(tmp_path, split):
-    """The folder is read, and may hold a part of the archive, or other images."""
+    """The folder is read, though it may hold a part of the archive, or other images."""
     folder = make_official(tmp_path / "source")
     files = {"train": train_files(), "val": labelled(val_files())}[split]
     write_files(folder / split, files)
@@ -308,7 +308,7 @@ def test_an_archive_that_is_named_is_read_or_refused(tmp_path, named, beside):
 
 
 def test_ground_truth_numbers_are_the_devkit_s_and_not_positions(tmp_path):
-    """Read as positions in the sorted ids, the numbers would be valid labels, and wrong."""
+    """Taken as positions in the sorted ids, the numbers would be valid labels, but wrong."""
     right = find(make_official(tmp_path / "a"), tmp_path).val
     make_official(tmp_path / "b")
     devkit(tmp_path / "b", order=WNIDS)  # with the truth's numbers renumbered as well
@@ -396,7 +396,7 @@ def test_validation_images_without_good_labels_are_refused(tmp_path, change, mes
 
 
 def meta_of(kind, content):
-    """A meta.mat of a single element."""
+    """A meta.mat with a single element."""
     return bytes(126) + b"IM" + element(kind, content)
 
 
@@ -405,7 +405,7 @@ def element(kind, content):
 
 
 def table_with(value):
-    """Return a struct array, whose one record has this element as its ILSVRC2012_ID."""
+    """Return a struct array whose one record has this element as its ILSVRC2012_ID."""
     head = element(6, b"\2") + element(5, struct.pack("<ii", 1, 1)) + element(1, b"")
     return head + element(5, struct.pack("<i", 16)) + element(1, b"ILSVRC2012_ID".ljust(16, b"\0")) + value
 
@@ -497,7 +497,7 @@ def test_an_archive_with_a_member_that_no_data_set_has_is_refused_by_its_name(tm
 
 @pytest.mark.parametrize("mode", ["cf", "czf"])
 def test_a_file_with_several_names_is_read_from_a_tar_as_from_its_folder(tmp_path, mode):
-    """What tar writes for the second name is a hard link."""
+    """For the second name tar writes a hard link."""
     folder = make_folders(tmp_path / "source")
     for name in ("n01440764_1.JPEG", "n01440764_2.JPEG"):
         os.link(folder / "train/n01440764" / name, folder / "train/n15075141" / name)
@@ -523,7 +523,7 @@ def test_a_hard_link_to_a_hard_link_is_the_same_file_also_in_a_tar_within(tmp_pa
 
 
 def spoil(layout, folder, change):
-    """Make a source of a real layout and change(tar) one of its archives. Return the paths of both."""
+    """Make a source with a real layout and change(tar) one of its archives. Return the paths of both."""
     place, _, layout = layout.rpartition(" of ")
     path = LAYOUTS[layout](folder)
     archive = {
@@ -566,7 +566,7 @@ ARCHIVES = [
 
 
 def refusal(path, tmp_path):
-    """Return what is said of a source. Nothing is written where results go, or where a member's name leads."""
+    """Return the error for a source. Nothing is written where results go, or where a member's name points to."""
     with pytest.raises(DataError) as error:
         convert(path, tmp_path / "data", max_side=500, num_processes=1)
     assert "\n" not in str(error.value) and list((tmp_path / "data").glob("*")) in ([], [tmp_path / "data/.converting"])
@@ -578,7 +578,7 @@ def refusal(path, tmp_path):
 def test_hostile_members_are_refused_wherever_they_are_in_imagenet_s_archives(tmp_path, layout, member, message):
     path, archive = spoil(layout, tmp_path / "source", lambda tar: add(tar, **member))
     said = refusal(path, tmp_path)
-    assert message in said and said.startswith(f"{archive}: member '")  # and not a copy of the archive's content
+    assert message in said and said.startswith(f"{archive}: member '")  # not a copy of the archive's content
 
 
 @pytest.mark.parametrize("layout", ARCHIVES)
@@ -609,10 +609,10 @@ def test_a_validation_image_that_is_there_twice_is_refused_by_its_name(tmp_path)
 @pytest.mark.parametrize(
     "archive", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"]
 )
-@pytest.mark.parametrize("fraction", [0.3, 0.7, 0.9])  # some of them within an image, some within a header
+@pytest.mark.parametrize("fraction", [0.3, 0.7, 0.9])  # some within an image, some within a header
 def test_imagenet_s_archives_are_refused_where_they_are_truncated(tmp_path, archive, fraction):
     path = make_official(tmp_path / "source") / archive
-    end = len(path.read_bytes().rstrip(b"\0"))  # of what is no padding
+    end = len(path.read_bytes().rstrip(b"\0"))  # without padding
     path.write_bytes(path.read_bytes()[: int(end * fraction)])
     said = refusal(tmp_path / "source", tmp_path)
     assert archive in said and "truncated" in said
@@ -663,7 +663,7 @@ def test_tars_in_tars_in_tars_are_refused(tmp_path):
 
 
 def header(name, num_bytes, kind=tarfile.REGTYPE):
-    """A header of 512 bytes that may say what tarfile would not write."""
+    """A header of 512 bytes, which may hold what tarfile would not write."""
     info = tarfile.TarInfo(name)
     info.size, info.type = max(0, num_bytes), kind
     data = bytearray(info.tobuf(tarfile.GNU_FORMAT))
@@ -716,14 +716,14 @@ def test_a_damaged_header_of_a_sparse_member_is_refused(tmp_path, attributes, ne
     ids=["back", "far back", "attributes back", "name back", "attributes", "name", "sparse", "image"],
 )
 def test_a_header_that_would_go_in_circles_or_fill_the_memory_is_refused(tmp_path, hostile, message, nested):
-    """Python 3.11's tarfile reads such headers for ever, or all of them at once.
+    """Python 3.11's tarfile reads such headers forever, or all of them at once.
 
-    A tarfile with the fix of CVE-2025-8194, as Debian's is, takes a size below zero for the end of the archive.
+    A tarfile with the fix of CVE-2025-8194, such as Debian's, takes a size below zero as the end of the archive.
     """
     content = header("train/a/0.JPEG", 512) + bytes(512) + hostile + bytes(20_480)
     path = tmp_path / "a.tar"
     path.write_bytes(tar_bytes({"n02102040.tar": content}) if nested else content)
-    if "larger than" in message:  # than the file as well: make it as large as it says, of holes
+    if "larger than" in message:  # larger than the file, too: fill it with holes to that size
         path.write_bytes(content)
         os.truncate(path, 61 << 30)
     with pytest.raises(DataError) as error:
@@ -777,7 +777,7 @@ def test_a_dry_run_tells_what_was_found_in_every_layout_and_writes_nothing(tmp_p
     )
     assert lines[4].startswith("time    about 0 s with 2 processes") and len(lines) == 5
     assert sorted(tmp_path.rglob("*")) == before
-    said = capsys.readouterr().out  # of archives that take long to go through
+    said = capsys.readouterr().out  # for archives that take long to read
     assert ("listing what " in said) == (layout in ("official", "named", "tar", "tar.gz"))
     assert ("uncompressing " in said) == (layout == "tar.gz")
 
@@ -820,7 +820,7 @@ def test_a_compressed_archive_that_would_fill_the_disk_is_refused(tmp_path):
 
 
 def large_tar_gz(folder):
-    """A compressed tar of some megabytes that do not compress."""
+    """A compressed tar of some megabytes of incompressible data."""
     noise = np.random.default_rng(0).bytes(3 << 20)
     path = folder / "noise.tar.gz"
     path.write_bytes(tar_bytes({"train/a/1.JPEG": noise, "val/a/1.JPEG": noise[:100]}, "w:gz"))
@@ -887,7 +887,7 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path):
 
 @pytest.mark.parametrize("kind", ["tar.gz", "parquet", "cifar10"])
 def test_what_is_kept_of_a_source_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, kind):
-    """A power failure would else leave a whole name with a part of the content, which is taken up as it is."""
+    """Otherwise a power failure could leave a complete name with part of the content, which would then be used."""
     import test_cifar10
     import test_convert_shards
 

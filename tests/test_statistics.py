@@ -1,4 +1,4 @@
-"""The paper's statistic against numbers worked by hand; a wrong version of each gives others."""
+"""The paper's statistic against numbers worked out by hand, which wrong versions do not give."""
 
 from math import sqrt
 from statistics import mean, pstdev
@@ -12,8 +12,8 @@ from lbsgd.report.statistics import Difference, difference, fisher, spread, verd
 def test_a_run_s_error_is_the_median_of_its_last_five_epochs():
     errors = [90.0, 24.0, 26.0, 22.0, 25.0, 30.0]
     assert TOP1.of([{"val_top1_error_pct": error} for error in errors]) == 25.0
-    assert mean(errors[-5:]) == 25.4  # the mean is another number, and the last epoch's 30
-    goes_on = [{"val_top1_error_pct": error} for error in (90.0, 24.0)] + 5 * [{}]  # --evaluate_every 7, say
+    assert mean(errors[-5:]) == 25.4  # the mean is different, and the last epoch has 30
+    goes_on = [{"val_top1_error_pct": error} for error in (90.0, 24.0)] + 5 * [{}]  # for example --evaluate_every 7
     assert TOP1.of(goes_on) == 24.0 and TOP1.of(5 * [{}]) is None
 
 
@@ -45,7 +45,7 @@ def test_a_difference_without_two_seeds_of_each_has_no_interval():
     assert difference([], [2.0]) is None
 
 
-@pytest.mark.filterwarnings("error")  # scipy's would stand in the middle of a report
+@pytest.mark.filterwarnings("error")  # scipy's warnings would appear in the middle of a report
 def test_seeds_that_are_equal_by_chance_make_no_interval_of_width_zero():
     assert difference([3.0, 3.0], [1.0, 1.0]) == Difference(2.0, None, None)
     assert difference([3.0, 3.0], [1.0, 1.2]).low < 1.9  # one row's spread is known
@@ -57,12 +57,12 @@ def test_seeds_that_are_equal_by_chance_make_no_interval_of_width_zero():
         ("same", -0.9, 0.9, True),
         ("same", -0.2, 1.2, False),  # the difference may be 1.2: too little evidence, whatever the p-value
         ("same", -1.2, 0.2, False),
-        ("same", 0.2, 0.4, True),  # significant, and small
+        ("same", 0.2, 0.4, True),  # significant, but small
         ("no worse", -5.0, 0.9, True),
         ("no worse", -5.0, 1.1, False),
         ("worse", 0.1, 3.0, True),
         ("worse", -0.1, 3.0, False),
-        ("same", -1.0, 0.9, False),  # inside, and not on the border
+        ("same", -1.0, 0.9, False),  # inside, not on the border
         ("same", -0.9, 1.0, False),
         ("no worse", -5.0, 1.0, False),
         ("worse", 0.0, 3.0, False),
@@ -77,7 +77,7 @@ def test_fisher_s_exact_test_is_one_sided():
     assert fisher(1, 5, 0, 5) == 0.5  # the lost one of ten seeds is as likely in either row
     # 4 lost of 10 seeds, all in one row of 5: C(5, 4) / C(10, 4) = 5/210; of 3 and 3 seeds 2: C(3, 2) / C(6, 2) = 3/15
     assert fisher(4, 5, 0, 5) == pytest.approx(5 / 210) and fisher(2, 3, 0, 3) == pytest.approx(0.2)
-    assert fisher(0, 5, 4, 5) == 1 and fisher(0, 5, 0, 5) == 1  # no fewer than none
+    assert fisher(0, 5, 4, 5) == 1 and fisher(0, 5, 0, 5) == 1  # at least none
     # rows of 2 and 4 seeds, 2 lost: C(2, 2) / C(6, 2), and the other way round C(4, 2) / C(6, 2)
     assert fisher(2, 2, 0, 4) == pytest.approx(1 / 15) and fisher(2, 4, 0, 2) == pytest.approx(6 / 15)
     # 5 of 5 against 1 of 5: C(5, 5) · C(5, 1) / C(10, 6)

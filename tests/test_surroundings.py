@@ -1,4 +1,4 @@
-"""Variables and folders that a library would refuse with a traceback are one line that names them."""
+"""Variables and folders that a library would refuse with a traceback are refused in one line that names them."""
 
 import os
 import socket
@@ -30,7 +30,7 @@ def test_an_accelerator_that_deepspeed_does_not_have_is_named(monkeypatch):
 @pytest.mark.parametrize(
     "name, wrong, right",
     [
-        ("NUMBA_DISABLE_JIT", ["1", "-1"], ["0", "no number", ""]),  # Numba warns of what is none, and goes on
+        ("NUMBA_DISABLE_JIT", ["1", "-1"], ["0", "no number", ""]),  # Numba warns of an invalid value, and goes on
         ("NUMBA_NUM_THREADS", ["0", "-4"], ["1", "4", "no number", ""]),
     ],
 )

@@ -1,4 +1,4 @@
-"""Table 3 on scenes of digits: its rows, what they need, and how its claims are answered where more is better."""
+"""Table 3 on scenes of digits: its rows, what they need, and how its claims are answered if more is better."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def test_the_rows_are_those_of_the_paper_s_table():
     plans = [plan_of(Job(row, 0), SCENES, ROOT) for row in ROWS_B]
     assert kn == [2, 4, 8, 16, 16] == [plan.global_batch for plan in plans]
     assert [plan.schedule.reference_lr for plan in plans] == pytest.approx([0.0025, 0.005, 0.01, 0.02, 0.0025])
-    assert {plan.num_iterations * plan.global_batch for plan in plans} == {4096}  # equal images a row
+    assert {plan.num_iterations * plan.global_batch for plan in plans} == {4096}  # all rows see as many images
     assert {plan.schedule.warmup_iterations * plan.global_batch for plan in plans} == {400}
     assert {plan.per_worker_batch for plan in plans} == {2} == {plan.micro_batch for plan in plans}
     assert ROWS_B[2] == ROWS_A[0]  # the tables share a row, which runs once
@@ -51,7 +51,7 @@ def test_a_backbone_that_is_not_there_is_named_with_the_command_that_makes_it(tm
     lost = "digits18/x1/seed0/weights.pt is not there, and x4_from_x1/seed0 needs it; "
     with pytest.raises(DataError, match=lost + "make it with `lbsgd reproduce figure1 digits18 --results"):
         require_inputs(request(tmp_path, A).jobs, tmp_path)
-    (tmp_path / "runs/reproduce/digits18/x1/seed0").mkdir(parents=True)  # its published log alone, say
+    (tmp_path / "runs/reproduce/digits18/x1/seed0").mkdir(parents=True)  # for example only its published log
     with pytest.raises(DataError, match=lost + "delete .*x1/seed0, whose run ended elsewhere, and make it"):
         require_inputs(request(tmp_path, A).jobs, tmp_path)
     for job in request(tmp_path, A).jobs:
@@ -67,7 +67,7 @@ def test_a_run_that_is_done_needs_its_backbone_no_more(tmp_path, monkeypatch):
     for job in done:
         job.folder(asked.grid).mkdir(parents=True)
         (job.folder(asked.grid) / DIVERGED).touch()
-    (asked.grid / NOTE).touch()  # it goes on
+    (asked.grid / NOTE).touch()  # it is resumed
     monkeypatch.setattr(reproduce, "open_checkout", lambda *_: Checkout(tmp_path, "0123456789"))
     with pytest.raises(DataError, match=f"and {last.name} needs it"):
         reproduce.begin(asked)
@@ -83,7 +83,7 @@ def test_detectors_and_classifiers_have_experiments_of_their_own(capsys):
 
 
 def write_runs(folder, rows, ap):
-    """Logs of some rows: ap[name] has a box AP per seed; mask AP is 9 less, and the AP before the last is higher."""
+    """Logs of some rows. ap[name] has a box AP per seed; mask AP is 9 less, and the AP before the last is higher."""
     for row in rows:
         for seed, box in enumerate(ap[row.name]):
             plan = plan_of(Job(row, seed), SCENES, ROOT)
@@ -165,7 +165,7 @@ def test_a_row_of_which_two_seeds_of_three_diverge_is_not_known_to_be_worse(tmp_
         (folder / "log.jsonl").write_text(header.replace('"seed": 0', f'"seed": {seed}'))
         (folder / "diverged.txt").write_text("error: the loss of iteration 25 is not a number\n")
     found = answers(B, SCENES, rows_by_name(families_at([tmp_path])), 3)
-    assert [answer.holds for answer in found] == [True, True, None, None]  # two of three, beside none of three: p = 0.2
+    assert [answer.holds for answer in found] == [True, True, None, None]  # two of three against none of three: p = 0.2
     assert found[2].cells[2] == "2 of 3 seeds of x8_from_x1 diverged"
 
 

@@ -1,4 +1,4 @@
-"""A task names the numbers it is judged by: log, screen, page, tables and curves follow, whatever they are."""
+"""A task names the numbers that it is judged by. Log, screen, page, tables and curves follow it."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ SETTINGS = {"lbsgd.num_images": 256, "lbsgd.epochs": 2, "lbsgd.warmup": '{"kind"
 
 
 def run(folder, *flags):
-    """The recipe without counts for two epochs of two iterations, as a command."""
+    """Run the recipe without counts for two epochs of two iterations, as a command."""
     settings = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
     batch = ("--global_batch", "128", "--micro_batch", "128", "--set", "lbsgd.decay.epochs=[1]")
     command = ["tests/uncounted_recipe.py", "--deepspeed_config", "tests/cluster/small.json", "--fake_data"]
@@ -67,7 +67,7 @@ def test_its_checkpoint_is_evaluated_in_its_own_words(trained):
     score, other = f"{last['val_score']:.2f}", f"{last['val_other']:.2f}"
     said = run(folder, "--evaluate_only", "--micro_batch", "64")
     assert f"iteration 4: score {score}, other score {other} points, third score 1.00 on 512 images" in said
-    assert "to the bit" not in said  # nothing goes on
+    assert "to the bit" not in said  # nothing is resumed
 
 
 def printed(table):
@@ -84,7 +84,7 @@ def test_tables_pages_and_curves_show_its_numbers(trained, tmp_path):
     assert "validation score" in page and "validation other" in page and "training" not in page.split("Environment")[0]
     axes, _ = figure(run).axes
     assert axes.get_ylabel() == "score" and len(axes.get_lines()) == 1  # no dashed line of training
-    assert paper_tables(families_of(group_runs([run]))[0]) == []  # all of them are tables of top-1 errors
+    assert paper_tables(families_of(group_runs([run]))[0]) == []  # the paper's tables all have top-1 errors
 
 
 def test_nothing_counted_in_training_is_no_baseline(trained):
@@ -95,7 +95,7 @@ def test_nothing_counted_in_training_is_no_baseline(trained):
 def test_what_a_run_is_judged_by():
     epochs = [{"val_top1_error_pct": error, "score": error} for error in (9.0, 30.0, 10.0, 20.0, 40.0, 50.0)]
     assert TOP1.of(epochs) == 30.0 and TOP1.best(epochs) == 9.0 and TOP1.of([]) is None
-    assert TOP1.of([*epochs[:2], {"val_top1_error_pct": None}]) == 19.5  # no number, as a log has it
+    assert TOP1.of([*epochs[:2], {"val_top1_error_pct": None}]) == 19.5  # a missing number, as in a log
     last = Measure("score", "score", "score", of_run="last", higher=True)
     assert last.of(epochs) == 50.0 and last.best(epochs) == 50.0
     assert last.of([*epochs, {"epoch": 7}]) == 50.0  # an epoch without an evaluation

@@ -1,4 +1,4 @@
-"""Tools refuse what cannot be right in one line, and the small ones do what they say."""
+"""Tools refuse wrong arguments in one line, and the small tools do what they say."""
 
 import importlib
 import io
@@ -39,7 +39,7 @@ DRAW = "tools/draw_detections.py"
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Scenes whose only validation split is named as COCO's."""
+    """Scenes whose only validation split has COCO's name."""
     folder = tmp_path_factory.mktemp("coco") / "scenes"
     load_tool("render_scenes").render(folder, 4, 2)
     (folder / "val").rename(folder / "val2017")
@@ -137,9 +137,9 @@ def test_flags_that_cannot_be_right_are_told_before_any_work(tool, flags):
     "sizes, ours",
     [
         ([2, 2], ["flat", "three phases", "halving/doubling", "ZeRO-1, three phases"]),
-        ([1, 1], ["flat", "halving/doubling", "ZeRO-1, flat"]),  # the phases inside a host are none
+        ([1, 1], ["flat", "halving/doubling", "ZeRO-1, flat"]),  # there are no phases inside a host
         ([2], ["flat", "halving/doubling", "ZeRO-1, flat"]),
-        ([2, 2, 2], ["flat", "three phases", "ZeRO-1, three phases"]),  # halving/doubling cannot be between three
+        ([2, 2, 2], ["flat", "three phases", "ZeRO-1, three phases"]),  # halving/doubling needs a power of two
     ],
 )
 def test_each_algorithm_that_can_run_is_measured_once_by_its_name(sizes, ours):
@@ -150,7 +150,7 @@ def test_each_algorithm_that_can_run_is_measured_once_by_its_name(sizes, ours):
 
 
 def test_lbsgd_reads_the_images_that_its_rivals_read(tmp_path):
-    """The images beyond are damaged, and the loader would say so."""
+    """The images after them are damaged, and the loader would report that."""
     contenders, count = load_tool("loader_contenders"), 2 * load_tool("loader_contenders").BATCH
     for i in range(count):
         file = tmp_path / f"source/{('train', 'val')[i == 0]}/0/{i:04}.JPEG"
@@ -179,7 +179,7 @@ def test_images_that_a_run_would_convert_do_not_count():
 
 
 def test_a_contender_that_fails_is_named_and_ends_the_others(capfd, monkeypatch):
-    monkeypatch.syspath_prepend(TOOLS)  # where its processes look for it
+    monkeypatch.syspath_prepend(TOOLS)  # its processes look for it there
     bench = importlib.import_module("bench_loader")
     waiting = bench.start("torchvision", os.walk, (TOOLS,))
     with pytest.raises(TrainingError, match="^DALI, CPU: its process has ended"):
@@ -224,7 +224,7 @@ def test_a_case_is_timed_and_held_against_its_limit(tmp_path):
 
 
 def test_both_sides_of_the_bench_of_a_cpu_are_on_the_cpu_where_there_is_a_gpu():
-    """What DeepSpeed's accelerator and torch find is fixed when they are imported."""
+    """DeepSpeed's accelerator and torch choose the device when they are imported."""
     code = "import sys; sys.path.insert(0, 'tools'); import bench_step, os, torch; print(torch.cuda.is_available(), "
     code += "os.environ['CUDA_VISIBLE_DEVICES'] == '', os.environ['DS_ACCELERATOR'])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "0", "DS_ACCELERATOR": "cuda"}
@@ -289,7 +289,7 @@ WAITS = "import sys; sys.path.insert(0, 'tools'); import demo; sys.exit(demo.run
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("launched", [False, True])
 def test_the_demo_told_to_stop_waits_until_its_command_has_saved(tmp_path, launched, number):
-    """A launcher passes no signal on, so what it has started is told."""
+    """A launcher does not pass signals on, so the demo signals the launcher's children."""
     (tmp_path / "deepspeed").write_text(STARTS)
     words = [sys.executable, *([str(tmp_path / "deepspeed"), SAVES] if launched else ["-c", SAVES])]
     demo = subprocess.Popen(
@@ -318,7 +318,7 @@ def program(path, lines):
 
 
 def set_up(folder, **environment):
-    """Run setup.sh in a folder that has what it reads first."""
+    """Run setup.sh in a folder that has the files that it reads first."""
     (folder / "tools").mkdir()
     for name in ("setup.cfg", "constraints.txt", "tools/setup.sh"):
         shutil.copy(ROOT / name, folder / name)
@@ -333,15 +333,15 @@ def test_setup_takes_the_cuda_that_is_asked_for_or_the_one_that_is_there(given, 
     (tmp_path / ".venv/lib").mkdir()
     python = program(tmp_path / "python", '[ "$1" = -c ]\n')  # new enough, and makes no virtual environment
     assert set_up(tmp_path, CUDA=given, PYTHON=str(python)).returncode == 2
-    # Files of two CUDAs have the same names, so nothing of another one stays.
+    # The files of two CUDAs have the same names, so nothing of the other one may stay.
     assert (tmp_path / ".venv/lib").exists() == (given in ("", had))
     lines = (tmp_path / ".venv/constraints.txt").read_text().splitlines()
     assert [line for line in lines if line.startswith("torch==")] == [f"torch=={torch}"]
     everything = (ROOT / "constraints.txt").read_text().splitlines()
     names = {line.split("==")[0] for line in everything} - {line.split("==")[0] for line in lines}
     assert all(name.startswith(("nvidia-", "cuda-")) or name == "triton" for name in names)
-    assert bool(names) == (torch == "2.10.0")  # torch itself asks for those of another CUDA
-    assert not (tmp_path / ".venv/.complete").exists()  # half of another CUDA is no whole set-up
+    assert bool(names) == (torch == "2.10.0")  # torch itself requires those of the other CUDA
+    assert not (tmp_path / ".venv/.complete").exists()  # half of another CUDA is not complete
 
 
 def test_a_cuda_that_was_not_tried_is_refused(tmp_path):
@@ -397,4 +397,4 @@ def test_a_setup_that_fails_says_why(said, told, tmp_path):
     assert ended.returncode == 2
     last = ended.stderr.splitlines()[-1]
     assert last.startswith(told) and str(tmp_path) in last
-    assert (said in ended.stderr) == ("full" not in told)  # the reader gets one line where that says all
+    assert (said in ended.stderr) == ("full" not in told)  # the reader gets one line if that says all

@@ -1,4 +1,4 @@
-"""The loop by itself, on one process and a small network: evaluation, statistics, what stops it, what it saves."""
+"""The trainer's loop on one process and a small network: evaluation, statistics, what stops it, what it saves."""
 
 import math
 import time
@@ -54,7 +54,7 @@ def test_an_epoch_is_logged_and_saved_and_goes_on_from_there(tmp_path):
 
 
 def totals_of_a_process():
-    """Passes of 4 and 12 images on each process; the second on totals that go on from those of the first."""
+    """Passes of 4 and 12 images on each process, the second one on totals that continue those of the first."""
     start_processes()
     before, after = (Totals(torch.device("cpu"), num_counts=1) for _ in range(2))
     before.add(torch.tensor(2.0), [torch.tensor(1)], 4)
@@ -70,7 +70,7 @@ def test_totals_are_means_over_the_images_of_all_processes_also_where_they_go_on
 
 
 def test_a_run_goes_on_from_an_epoch_s_end_whose_checkpoint_lacks_the_epoch_s_totals(tmp_path):
-    """As one that was saved in the first iteration of the next epoch; the validation images are there all the same."""
+    """For example one saved in the first iteration of the next epoch. The validation images are counted anyway."""
     ours = trainer(tmp_path)
     ours.train(last_iteration=2), ours.start_epoch(), ours.save(), ours.saver.wait()
     again = trainer(tmp_path, resume=True)
@@ -87,7 +87,7 @@ def test_a_run_that_goes_on_evaluates_no_epoch_that_is_not_due(tmp_path):
     again = trainer(tmp_path, resume=True)
     again.train(last_iteration=16, evaluate_every=3)
     evaluated = [record["epoch"] for record in again.reporter.log.epochs if "val_loss" in record]
-    assert evaluated == [3, 4, 5, 6, 7, 8]  # the run is judged by its last five; it has gone on from epoch 1
+    assert evaluated == [3, 4, 5, 6, 7, 8]  # the run is judged by its last five; it was resumed after epoch 1
 
 
 def test_a_record_says_how_many_iterations_it_is_the_mean_of_also_after_a_resume(tmp_path):
@@ -110,7 +110,7 @@ def test_the_time_of_an_epoch_leaves_out_what_a_restart_took(tmp_path):
     ours = trainer(tmp_path)
     ours.train(last_iteration=1), ours.saver.wait()
     again = trainer(tmp_path)
-    again.clock.epoch_began -= 1000.0  # as if it had been made so many seconds ago
+    again.clock.epoch_began -= 1000.0  # as if it had begun that many seconds ago
     again.go_on(again.saver.restore())
     again.train(last_iteration=2)
     [epoch] = again.reporter.log.epochs
@@ -118,7 +118,7 @@ def test_the_time_of_an_epoch_leaves_out_what_a_restart_took(tmp_path):
 
 
 def test_a_process_alone_is_stopped_after_the_iteration_in_which_it_was_asked(tmp_path, monkeypatch):
-    """However fast its passes were: it has nobody to agree with, and so need not wait for a moment to do so."""
+    """However fast its passes were: it has no other process to agree with."""
     ours = trainer(tmp_path, iterations=8)
     step = ours.engine.step
 
@@ -137,7 +137,7 @@ def test_recomputed_statistics_are_the_exact_ones_of_the_training_images(tmp_pat
     told = []
     ours.guard.alive = told.append
     ours.evaluate(epoch=1), ours.evaluate(epoch=0)  # the second follows no training
-    recomputing = ["recomputing statistics"] * (NUM_IMAGES // N)  # the guard ends what is silent for long
+    recomputing = ["recomputing statistics"] * (NUM_IMAGES // N)  # the guard ends a process that is silent for long
     assert told == 2 * [*recomputing, *(f"evaluation, batch {number}" for number in range(4))]
     images = torch.cat(list(ours.images.train.statistics_batches(0, NUM_IMAGES, N)))
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     resumed.saver.restore()
     with torch.no_grad():
         resumed.engine.module.fc.weight[0, 0] = float("nan")
-    with pytest.raises(TrainingError, match=words):  # before the first save of its own
+    with pytest.raises(TrainingError, match=words):  # before its own first save
         resumed.save()
 
 
@@ -239,7 +239,7 @@ def test_the_first_iteration_whose_loss_is_no_number_is_remembered():
 
 
 def stopped_by_a_loss():
-    """Return what stops this process if only rank 1's loss of iteration 3 is not a number."""
+    """Return the error that stops this process if only rank 1's loss of iteration 3 is not a number."""
     start_processes()
     said, first_bad = [], torch.tensor(3 if torch.distributed.get_rank() else NEVER)
     Trainer.require_numbers(SimpleNamespace(first_bad=first_bad, saver=SimpleNamespace(stop=said.append)))
@@ -282,7 +282,7 @@ def test_the_share_of_an_epoch_that_was_waited_is_that_of_its_iterations_since_a
 
     def slowly(batches):
         batch = next_of(batches)
-        ours.clock.data.seconds += 1000.0  # of seconds, beside which the epoch's own are nothing
+        ours.clock.data.seconds += 1000.0  # seconds, far more than the epoch's own
         return batch
 
     monkeypatch.setattr(ours.clock, "next_of", slowly)
@@ -303,13 +303,13 @@ def test_a_record_counts_no_aggregation_from_before_its_time(tmp_path, monkeypat
         "report_iteration",
         lambda t: (shares.append(clock.aggregation.of_window / clock.window_seconds), report(t)),
     )
-    ours.train(6)  # the second record is of one iteration, three after the first
+    ours.train(6)  # the second record covers one iteration, three after the first
     assert [record["num_iterations"] for record in ours.reporter.log.iterations] == [1, 1]
     assert len(shares) == 2 and 0 < min(shares) and max(shares) <= 1
 
 
 def test_the_wait_for_the_first_batch_of_a_run_is_no_advice():
-    """The loader starts and compiles meanwhile; more threads or a faster disk would not shorten it."""
+    """The loader starts and compiles meanwhile. More threads or a faster disk would not shorten that."""
     clock = Clock()
 
     def slow_batches():
@@ -322,11 +322,11 @@ def test_the_wait_for_the_first_batch_of_a_run_is_no_advice():
     clock.start_window(), clock.next_of(batches)
     assert 0.02 <= clock.data.of_window == clock.data.of_epoch <= clock.epoch_seconds
     clock.start_epoch(), clock.next_of(batches)
-    assert clock.data.of_epoch >= 0.02  # a later epoch's first batch counts: nothing is compiled for it
+    assert clock.data.of_epoch >= 0.02  # a later epoch's first batch counts, because nothing is compiled for it
 
 
 def test_what_was_saved_is_asked_for_no_longer_and_a_stop_still_is(tmp_path):
-    """Among several processes the next decision may be many iterations away, and each would save."""
+    """With several processes the next decision may be many iterations away, and each iteration would save."""
     ours = trainer(tmp_path)
     ours.decision = Decision(stop=True, save=True)
     ours.save(), ours.saver.wait()
@@ -355,7 +355,7 @@ def test_a_given_up_iteration_leaves_the_random_states_and_the_totals_from_befor
 
 
 def test_an_epoch_s_record_has_the_learning_rate_of_its_last_update(tmp_path):
-    ours = trainer(tmp_path)  # in the ramp, where every update has another
+    ours = trainer(tmp_path)  # in the ramp, where each update has another learning rate
     ours.train(last_iteration=4), ours.saver.wait()
     found = [record["lr"] for record in ours.reporter.log.epochs]
     assert found == pytest.approx([learning_rate(t, ours.plan.schedule) for t in (1, 3)], rel=1e-12)

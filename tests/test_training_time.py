@@ -15,7 +15,7 @@ BASELINE = STUDIES["table1"].rows(DIGITS)[0]
 
 
 def resumed(folder, epochs_done, seconds, world_size=1):
-    """A run of four epochs of 60 s, of which the last were made again in so many seconds each."""
+    """A run of four epochs of 60 s, of which the last were repeated in this many seconds each."""
     log = write_log(folder, BASELINE, 0, [50.0, 40.0, 30.0, 20.0])
     header = {**read_run(log).header, "world_size": world_size}
     del header["kind"]
@@ -27,7 +27,7 @@ def resumed(folder, epochs_done, seconds, world_size=1):
 
 
 def without(log, *words):
-    """Take the lines with any of these words out of a log."""
+    """Remove the lines with any of these words from a log."""
     lines = (log / "log.jsonl").read_text().splitlines(keepends=True)
     (log / "log.jsonl").write_text("".join(line for line in lines if not any(word in line for word in words)))
     return read_run(log)
@@ -55,7 +55,7 @@ def test_a_run_that_went_on_on_another_number_of_processes_says_so(tmp_path):
 
 
 def test_a_log_that_does_not_hold_all_epochs_has_no_time(tmp_path):
-    """It was lost, and begins where a checkpoint went on."""
+    """The log was lost, and begins where a checkpoint was resumed."""
     run = without(write_log(tmp_path, BASELINE, 0, [50.0] * 3), '"epoch", "epoch": 1,')
     assert len(run.epochs) == 2 and training_time(run) is None and trained_for(run) is None
     assert "finished after 3 epochs: top-1" in run_page(run).html()

@@ -1,6 +1,6 @@
-"""DeepSpeed, torch, torchvision, FFCV and Numba lack in these points what the paper needs; lbsgd works around them.
+"""Points in which DeepSpeed, torch, torchvision, FFCV and Numba lack what the paper needs. lbsgd works around them.
 
-Each test pins one point and fails when upstream mends it. Then delete the workaround that its docstring names.
+Each test pins one point and fails once upstream fixes it. Then delete the workaround that its docstring names.
 """
 
 import copy
@@ -34,12 +34,12 @@ CONFIGS = sorted((Path(__file__).parent.parent / "ds_configs").glob("*.json"))
 @pytest.fixture(autouse=True)
 def distributed(monkeypatch):
     start_processes()
-    # Half precision computes on any CPU, slowly; DeepSpeed only asks.
+    # Half precision works on any CPU, slowly. DeepSpeed only asks whether it is supported.
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
 
 
 def engine_for(config, model=None):
-    """Return an engine of plain DeepSpeed, without anything of lbsgd."""
+    """Return an engine of plain DeepSpeed, without any part of lbsgd."""
     torch.manual_seed(0)
     model = model or nn.Linear(4, 2)
     return deepspeed.initialize(model=model, model_parameters=model.parameters(), config=copy.deepcopy(config))[0]
@@ -78,7 +78,7 @@ def test_every_shipped_json_is_valid_for_plain_deepspeed_which_climbs_linearly_t
 
 
 def test_warmup_lr_uses_its_first_lr_twice_and_its_default_ramp_is_logarithmic():
-    """LinearScalingWarmupLR is positioned absolutely; `lbsgd check` refuses the default (D10)."""
+    """LinearScalingWarmupLR sets the position itself; `lbsgd check` refuses the default (D10)."""
     ramp = {"warmup_min_lr": 0.1, "warmup_max_lr": 0.6, "warmup_num_steps": 5}
     lrs = {}
     for kind in ("linear", "default"):
@@ -108,14 +108,14 @@ def test_fp16_at_stage_0_does_not_train():
 
 
 def test_the_update_in_which_the_loss_scale_grows_has_half_its_gradient():
-    """train/loss_scale.py lets it grow when the update is over."""
+    """train/loss_scale.py lets it grow only after the update."""
     engine = engine_for(settings(stage=1, fp16={"enabled": True, "loss_scale_window": 1, "initial_scale_power": 4}))
     moved = []
     for _ in range(2):
         before = engine.module.weight.detach().clone()
         update(engine)
         moved.append(float((before - engine.module.weight.detach()).mean()))
-    # Gradients of 1 at a lr of 0.1 and a momentum of 0.9 should move the weights by 0.1 and 0.19.
+    # Gradients of 1 with a lr of 0.1 and a momentum of 0.9 should move the weights by 0.1 and 0.19.
     assert moved == pytest.approx([0.1, 0.14], abs=1e-3) and engine.optimizer.loss_scale == 32
 
 
@@ -134,7 +134,7 @@ def test_a_channels_last_network_crashes_initialize():
 
 
 def test_a_parameter_without_a_dimension_crashes_initialize():
-    """deepspeed_setup.building gives it one while it is sent."""
+    """deepspeed_setup.building gives it a dimension while it is sent."""
     model = nn.Linear(2, 2)
     model.register_parameter("scale", nn.Parameter(torch.ones(())))
     with pytest.raises(RuntimeError, match="dim.. cannot be 0"):
@@ -162,7 +162,7 @@ def test_zero_links_the_momentum_of_the_first_group_only():
 
 
 def test_overflow_advances_the_iteration_but_not_the_scheduler():
-    """LinearScalingWarmupLR is positioned by the iterations, before each training forward."""
+    """LinearScalingWarmupLR takes its position from the iterations, before each training forward."""
     ramp = {"warmup_min_lr": 0.1, "warmup_max_lr": 0.6, "warmup_num_steps": 5, "warmup_type": "linear"}
     engine = engine_for(settings(stage=1, scheduler={"type": "WarmupLR", "params": ramp}))
     engine.backward(engine(torch.full((1, 4), float("inf"))).sum())
@@ -183,7 +183,7 @@ def test_the_first_start_on_a_cpu_would_compile_an_operator():
 
 
 class OnlyOnRank0(nn.Module):
-    """A layer that one process of two does not use, as a branch of a network may be."""
+    """A layer that only one of two processes uses, as a branch of a network may be."""
 
     def __init__(self):
         super().__init__()
@@ -205,9 +205,9 @@ def weights_with_an_unused_layer(stage):
 
 
 def test_zero_1_goes_wrong_when_one_process_does_not_use_a_parameter():
-    """train/aggregation/, which replaces the reduction, counts a missing gradient as zeros, as stage 0 does.
+    """train/aggregation/, which replaces the reduction, counts a missing gradient as zeros, like stage 0.
 
-    ZeRO-1 reduces what each process has. Where gloo notices that sizes differ, it aborts; where it does not, with other
+    ZeRO-1 reduces what each process has. If gloo notices that sizes differ, it aborts. If it does not, with other
     sizes, weights are silently off by some percent.
     """
     right = in_processes(2, weights_with_an_unused_layer, 0)[0]
@@ -231,20 +231,20 @@ def type_hash_before_and_after_ffcv_s_loader():
 
 
 def test_ffcv_s_loader_changes_the_hash_of_types_that_numba_shares():
-    """So tests make such a Loader in a process of its own: tests/stock_ffcv.py."""
+    """So tests make such a Loader in a separate process: tests/stock_ffcv.py."""
     before, after = with_stock_ffcv(type_hash_before_and_after_ffcv_s_loader)
     assert before != after
 
 
 def test_numba_gives_different_functions_of_different_processes_one_name():
-    """Numba 0.68: so data/kept_code.py, which loads both into one process, numbers functions at random."""
+    """Numba 0.68. So data/kept_code.py, which loads both into one process, numbers functions at random."""
     code = "import numba; f = numba.njit(lambda: {}); f(); print(f.overloads[()].fndesc.mangled_name)"
     one, two = (subprocess.check_output([sys.executable, "-c", code.format(number)]) for number in (1, 2))
     assert one == two
 
 
 def hosts_of_a_second_agent_that_comes_late():
-    """Return how many hosts the second agent meets, where the first has already begun alone."""
+    """Return how many hosts the second agent sees, if the first has already begun alone."""
     server = TCPStore("localhost", 0, is_master=True)
     agents, timeout = [], RendezvousTimeout(last_call=timedelta(seconds=2))
     for _ in range(2):
@@ -264,9 +264,9 @@ def hosts_of_a_second_agent_that_comes_late():
 
 
 def test_torchrun_lets_in_a_host_that_comes_late_only_where_a_variable_says_so(monkeypatch):
-    """torch 2.11: the first host's agent names the workers' store once, so that a newcomer waits for it in vain.
+    """torch 2.11: the first host's agent names the workers' store only once, so a newcomer waits for it in vain.
 
-    docs/clusters.md sets the variable, with which the agents agree on a store anew for each start.
+    docs/clusters.md sets the variable that makes the agents agree on a new store for each start.
     """
     with pytest.raises(DistStoreError, match="wait timeout after 5000ms"):
         hosts_of_a_second_agent_that_comes_late()
@@ -276,7 +276,7 @@ def test_torchrun_lets_in_a_host_that_comes_late_only_where_a_variable_says_so(m
 
 @pytest.mark.parametrize("height, scale", [(64, 1 / 4), (40, 1 / 2)])
 def test_torchvision_pools_every_image_by_scales_that_it_guesses_from_the_first(height, scale):
-    """torchvision 0.26 sees an image's height without its padding to 64; PerForwardMaskRCNN sets the scales itself."""
+    """torchvision 0.26 takes an image's height without its padding to 64. PerForwardMaskRCNN sets the scales itself."""
     pool = MultiScaleRoIAlign(["0", "1"], output_size=2, sampling_ratio=2)
     for first_height in (height, 64):
         features = {str(level): torch.ones(1, 1, 16 >> level, 16 >> level) for level in range(2)}

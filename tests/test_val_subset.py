@@ -1,4 +1,4 @@
-"""Validation images of some classes only, as in the paper's ImageNet-5k: errors are among these classes."""
+"""Validation images of only some classes, as in the paper's ImageNet-5k: errors are among these classes."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def folders_of_more_classes(folder):
 
 
 def official_validation(folder):
-    """The same, with ImageNet's own archive of validation images and its devkit in place of folders."""
+    """The same, with ImageNet's own archive of validation images and its devkit instead of folders."""
     folders_of_more_classes(folder)
     shutil.rmtree(folder / "val")
     shutil.copy(make_official(folder.with_name("official")) / "ILSVRC2012_img_val.tar", folder)
@@ -75,7 +75,7 @@ def test_shards_too_may_lack_validation_images_of_a_class(tmp_path):
     for shard in source.glob("*val*.tar"):
         shard.unlink()
     [name] = {path.name for path in source.glob("*train-000000.tar")}
-    shutil.copy(source / name, source / name.replace("train", "val"))  # one shard of the images, of some classes
+    shutil.copy(source / name, source / name.replace("train", "val"))  # one shard of the images, with some classes
     found = find(source, tmp_path)
     assert found.val.classes == found.train.classes
     assert 0 < len(set(found.val.labels.tolist())) <= 3
@@ -94,7 +94,7 @@ def test_a_manifest_whose_classes_all_have_images_restricts_nothing(tmp_path):
     manifest = tmp_path / "data/manifest.json"
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({key: value for key, value in content.items() if key != "images_per_class"}))
-    assert Manifest.read(manifest).val_classes is None  # of an earlier converter, which could not restrict them
+    assert Manifest.read(manifest).val_classes is None  # from an older converter, which could not restrict them
 
 
 def test_a_network_answers_among_the_classes_that_it_may_answer_with():
@@ -104,13 +104,13 @@ def test_a_network_answers_among_the_classes_that_it_may_answer_with():
         among = network(images)
     assert torch.equal(among[:, [1, 3, 4]], logits[:, [1, 3, 4]]) and among[:, [0, 2]].isneginf().all()
     assert not torch.equal(among.argmax(1), logits.argmax(1))  # or the restriction could not show
-    assert torch.equal(network(images), logits)  # afterwards it answers with all of them
+    assert torch.equal(network(images), logits)  # afterwards it answers with all classes
     with answering_among(None, network):
         assert torch.equal(network(images), logits)
 
 
 def test_a_run_counts_errors_among_the_classes_of_the_validation_images(digits_tree, tmp_path):
-    """A network of ten classes on images of three of them: 3-way errors, as torchvision's network gives by hand."""
+    """A network of ten classes on images of three: 3-way errors, as computed by hand with torchvision's network."""
     classes, source = [1, 4, 7], tmp_path / "source"
     source.mkdir()
     (source / "train").symlink_to(digits_tree / "train")
@@ -133,7 +133,7 @@ def test_a_run_counts_errors_among_the_classes_of_the_validation_images(digits_t
     logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
     restricted = torch.tensor(classes)[logits[:, classes].argmax(1)]
     error = 100 * (restricted != labels).double().mean().item()
-    assert error < 100 * (logits.argmax(1) != labels).double().mean().item()  # ten-way errors are others
+    assert error < 100 * (logits.argmax(1) != labels).double().mean().item()  # ten-way errors are different
     flags = ["--data_dir", "data", "--evaluate_only", "--weights", "weights.pt", "--output_dir", "run"]
     done = subprocess.run(
         [sys.executable, ROOT / "recipes/resnet50.py", "--deepspeed_config", ROOT / "ds_configs/digits.json", *flags],

@@ -1,4 +1,4 @@
-"""`--verify` names the first image that is not as it was made, whatever byte has changed."""
+"""`--verify` names the first image that differs from what was made, whatever byte has changed."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def ffcv():
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """A source with one image that is shrunk, and the data folder made from it."""
+    """A source with one image that must be shrunk, and the data folder made from it."""
     folder = tmp_path_factory.mktemp("original")
     save(make_tree(folder / "source") / "train/bee/large.JPEG", size=(700, 600))
     convert(folder / "source", folder / "data", **SETTINGS)

@@ -1,4 +1,4 @@
-"""A grid's looks at its runs: a log is read where it has changed, and without a terminal none is."""
+"""How a grid watches its runs: a log is read only if it has changed, and without a terminal none is."""
 
 import os
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_a_run_that_goes_on_in_a_new_file_is_counted_anew(tmp_path):
     RunLog(folder, header, resume_iteration=header["iterations_per_epoch"] + 1).close()
     assert watch.look(folder).epochs == 1 and not watch.look(folder).has_result
     log = folder / "log.jsonl"
-    os.truncate(log, log.read_bytes().index(b"\n") + 1)  # as a new file that took over the number of one before
+    os.truncate(log, log.read_bytes().index(b"\n") + 1)  # as a new file that got the inode number of an old one
     assert watch.look(folder).epochs == 0
 
 

@@ -34,7 +34,7 @@ from lbsgd.errors import ConfigError, DataError
 
 
 def picture(number):
-    """Return a JPEG of 40 x 30 pixels, colour or grey, another for each number."""
+    """Return a JPEG of 40 x 30 pixels, colour or grey, a different one for each number."""
     pixels = Image.fromarray(np.random.default_rng(number).integers(0, 256, (3, 4, 3), np.uint8)).resize((40, 30))
     buffer = io.BytesIO()
     pixels.convert("L" if number % 3 == 0 else "RGB").save(buffer, "JPEG", quality=90)
@@ -45,7 +45,7 @@ def picture(number):
 
 
 def test_stock_ffcv_reads_grey_and_colour_jpegs_and_pixels(tmp_path):
-    """By a memory map, and by pages. FFCV's fast inverse DCT puts its pixels some steps beside PIL's, in any file."""
+    """By a memory map, and by pages. FFCV's fast inverse DCT makes its pixels differ from PIL's by some steps."""
     jpegs = [picture(number) for number in range(40)]
     expected = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in jpegs]
     kinds = [PIXELS if number % 4 == 0 else COPIED for number in range(40)]
@@ -64,7 +64,7 @@ def test_no_image_lies_in_two_pages(tmp_path):
     beton = BetonFile.open(tmp_path / "a.beton")
     first, last = beton.images["data_at"], beton.images["data_at"] + beton.sizes - np.uint64(1)
     assert (first // PAGE == last // PAGE).all() and last[-1] // PAGE >= 4
-    assert first[0] == METADATA_AT + 20 * METADATA.itemsize  # and small files are small: no empty first page
+    assert first[0] == METADATA_AT + 20 * METADATA.itemsize  # and small files stay small: no empty first page
 
 
 def test_checksums_and_contents_are_those_of_the_images(tmp_path):
@@ -122,7 +122,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize("stop", range(13))
 @pytest.mark.parametrize("lost_bytes", [0, 1, 10])
 def test_an_interrupted_file_becomes_the_same_file(tmp_path, uninterrupted, stop, lost_bytes):
-    """Commits come after every second image; a power failure may take the journal's last bytes as well."""
+    """Commits come after every second image. A power failure may also remove the journal's last bytes."""
     path = tmp_path / "a.beton"
     append_images(path, CONTENTS, stop=stop, commit_each=2, finish=False).close()
     with open(path, "ab") as file:
@@ -194,7 +194,7 @@ def test_no_more_chunks_are_taken_than_there_are_slots():
     taken = []
     with ProcessPool(2, make_job) as pool:
         next(pool.results(taken.append(chunk) or chunk for chunk in range(100)))
-    assert len(taken) == 2 * SLOTS and SLOT_BYTES * SLOTS < 100e6  # of the 200 MB of a process
+    assert len(taken) == 2 * SLOTS and SLOT_BYTES * SLOTS < 100e6  # of the 200 MB that a process may use
 
 
 def failing(error):
@@ -244,7 +244,7 @@ def test_a_death_is_told_whatever_the_pipe_says(num_chunks):
         def job(chunk, _slot):
             if chunk == 1:
                 threading.Timer(0.2, os._exit, [3]).start()
-            return bytes(chunk << 26)  # more than a pipe takes while nobody reads it
+            return bytes(chunk << 26)  # more than a pipe holds without a reader
 
         return job
 
@@ -292,7 +292,7 @@ def test_many_processes_may_have_their_files_open(monkeypatch):
 def test_large_chunks_and_large_results_never_wait_for_each_other(path_bytes):
     def make():
         def job(chunk, _slot):
-            return chunk[0], bytes(1 << 20)  # more than a pipe takes while nobody reads it
+            return chunk[0], bytes(1 << 20)  # more than a pipe holds without a reader
 
         return job
 
@@ -304,7 +304,7 @@ def test_large_chunks_and_large_results_never_wait_for_each_other(path_bytes):
 @contextlib.contextmanager
 def within_seconds(seconds):
     def ring(*_):
-        raise AssertionError(f"not done within {seconds} s")  # a TimeoutError is an OSError, as of a pipe
+        raise AssertionError(f"not done within {seconds} s")  # a TimeoutError is an OSError, like that of a pipe
 
     handler = signal.signal(signal.SIGALRM, ring)
     signal.alarm(seconds)
@@ -327,7 +327,7 @@ def test_processes_that_cannot_be_started_are_one_line_and_the_others_end(monkey
     monkeypatch.setattr(os, "fork", fork_twice)
     with pytest.raises(ConfigError, match=r"cannot start process 3 of 12 \(Resource .*\); give fewer --num_processes"):
         ProcessPool(12, make_job)
-    assert multiprocessing.active_children() == []  # for which Python would wait when it exits
+    assert multiprocessing.active_children() == []  # Python would wait for them when it exits
 
 
 SIGNALLED_AT_BIRTH = """
@@ -361,7 +361,7 @@ with stoppable("no help"):
     ],
 )
 def test_a_signal_at_a_process_s_birth_is_neither_a_traceback_nor_lost(number, said):
-    """The parent answers a terminal's signals for all of them; SIGTERM is what Python ends them with when it exits."""
+    """The parent answers a terminal's signals for all of them. Python ends them with SIGTERM when it exits."""
     command = [sys.executable, "-c", SIGNALLED_AT_BIRTH, str(int(number))]
     result = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert said in result.stdout and result.stderr == ""

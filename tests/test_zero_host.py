@@ -1,4 +1,4 @@
-"""Sparing ZeRO's host work changes nothing: an overflow is seen alike, and the weights lie in the same places."""
+"""Saving ZeRO's host work changes nothing: overflows are seen alike, and the weights are in the same places."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ BAD = [float("inf"), -float("inf"), float("nan")]
 
 
 def optimizer(*groups):
-    """Stand in for ZeRO's optimizer, with all that both ways read."""
+    """Replace ZeRO's optimizer by one with all that both ways read."""
     return SimpleNamespace(
         averaged_gradients=dict(enumerate(groups)),
         bit16_groups=groups,
@@ -51,7 +51,7 @@ def test_a_process_without_gradients_of_its_own_saw_no_overflow():
 @pytest.mark.parametrize("bad", [None, *BAD])
 def test_an_engine_in_fp16_skips_an_update_with_such_a_gradient(monkeypatch, bad):
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
-    monkeypatch.setattr(torch.Tensor, "amax", None)  # of DeepSpeed's own way
+    monkeypatch.setattr(torch.Tensor, "amax", None)  # used by DeepSpeed's own way
     engine, plan = lbsgd.initialize(torch.nn.Linear(3, 2), in_precision("fp16", 1))
     before = engine.module.weight.detach().clone()
     for number in range(plan.accumulation_steps):
@@ -65,7 +65,7 @@ def test_an_engine_in_fp16_skips_an_update_with_such_a_gradient(monkeypatch, bad
 
 @pytest.fixture
 def given(monkeypatch):
-    """Count how often DeepSpeed gives all parameters their places."""
+    """Count how often DeepSpeed assigns all parameters their places."""
     places, calls = DeepSpeedZeroOptimizer._update_model_bit16_weights, []
     monkeypatch.setattr(
         DeepSpeedZeroOptimizer,
@@ -87,13 +87,13 @@ def test_weights_that_lie_in_their_places_are_left_there(given, monkeypatch, sta
     train(engine, plan, last=2)
     assert not given
     before = engine.module.state_dict()
-    engine.optimizer.update_lp_params()  # after a checkpoint was loaded
+    engine.optimizer.update_lp_params()  # after loading a checkpoint
     assert not given and same_places(before, engine.module.state_dict())
 
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_weight_that_was_moved_gets_its_place_again(given, stage):
-    """Else it would never see an update."""
+    """Otherwise it would never get an update."""
     engine, plan = lbsgd.initialize(network(), in_precision("fp32", stage))
     given.clear()
     moved = list(engine.module.parameters())[-1]
@@ -107,7 +107,7 @@ def test_a_weight_that_was_moved_gets_its_place_again(given, stage):
 
 
 def test_deepspeed_gives_all_places_after_each_update(given):
-    """Once it looks first, `leave_weights_in_place` can go."""
+    """Once DeepSpeed checks first, `leave_weights_in_place` can go."""
     engine, plan = lbsgd.initialize(network(), in_precision("fp32", 1))
     del engine.optimizer._update_model_bit16_weights  # ours
     given.clear()

@@ -1,4 +1,4 @@
-"""The files of `tools/` as modules of the tests."""
+"""The files of `tools/` as modules for the tests."""
 
 import importlib.util
 import sys
@@ -8,7 +8,7 @@ TOOLS = Path(__file__).parent.parent / "tools"
 
 
 def load_tool(name):
-    """A tool as a module; it may import others beside it."""
+    """Return a tool as a module. It may import others next to it."""
     sys.path.insert(0, str(TOOLS))
     try:
         spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")

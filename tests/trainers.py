@@ -17,7 +17,7 @@ NUM_IMAGES = ITERATIONS * K * N
 
 
 class Records:
-    """Stands where log and screen stand; keeps what comes."""
+    """Replaces log and screen, and keeps their records."""
 
     def __init__(self):
         self.epochs, self.iterations, self.said = [], [], []
@@ -26,7 +26,7 @@ class Records:
 
 
 class NobodyAsks:
-    """Stands where the guard stands."""
+    """Replaces the guard."""
 
     stop_requested, nothing_to_save = None, True
 

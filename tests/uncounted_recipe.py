@@ -1,4 +1,4 @@
-"""A task that counts nothing in training and is judged by numbers of its own, of which more is better.
+"""A task that counts nothing in training and is judged by its own numbers, of which more is better.
 
 python tests/uncounted_recipe.py --deepspeed_config tests/cluster/small.json --fake_data
 """

@@ -6,6 +6,6 @@ import pytest
 
 @pytest.fixture
 def two_hosts(tmp_path_factory):
-    """alpha, on which the tests give their commands, and beta."""
+    """alpha, on which the tests run their commands, and beta."""
     with hosts.cluster(tmp_path_factory.mktemp("hosts"), ["alpha", "beta"]) as both:
         yield both

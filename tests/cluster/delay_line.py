@@ -1,9 +1,9 @@
-"""A switch whose packets arrive late: what `tc netem` does, for kernels without it.
+"""A switch that delays packets: what `tc netem` does, for kernels without it.
 
     python tests/cluster/delay_line.py MILLISECONDS PID [PID ...]
 
 Gives the network of each process an interface eth0 (a tap device, 10.84.0.1, .2, ...) and carries frames between them,
-each as many milliseconds after it came. Frames of 60 kB keep Python's share of the time small. Prints "up" when all are
+each MILLISECONDS after it came. Frames of 60 kB keep Python's share of the time small. Prints "up" when all are
 connected.
 """
 
@@ -23,7 +23,7 @@ MTU = 60_000
 
 
 def tap(pid: int, number: int) -> int:
-    """Make eth0 in the network of a process, and return the end of it that we read and write."""
+    """Make eth0 in the network of a process, and return its end that we read and write."""
     with open(f"/proc/{pid}/ns/net") as namespace:
         if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "setns")
@@ -36,7 +36,7 @@ def tap(pid: int, number: int) -> int:
 
 
 def carry(devices: list[int], delay: float) -> None:
-    """Carry frames for ever: to the host in the destination's last byte, or to all others (ARP)."""
+    """Carry frames forever: to the host in the destination's last byte, or to all others (ARP)."""
     late: list[tuple[float, int, int, bytes]] = []
     count = 0
     while True:
@@ -55,7 +55,7 @@ def carry(devices: list[int], delay: float) -> None:
             _, _, other, frame = heapq.heappop(late)
             try:
                 os.write(other, frame)
-            except OSError:  # a full queue drops frames, as a switch's does; TCP sends again
+            except OSError:  # a full queue drops frames, as a switch does; TCP sends again
                 pass
 
 

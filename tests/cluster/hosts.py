@@ -1,10 +1,10 @@
-"""Play hosts with namespaces of this machine: processes in one see a network, hostname and process ids of their own.
+"""Simulate hosts with namespaces of this machine: their processes see a separate network, hostname and process ids.
 
     with cluster(folder, ["alpha", "beta"]) as (alpha, beta):
         done = alpha.run("ssh", "beta", "hostname")
 
-Every host has an ssh server, knows the others by name, and logs in to them without a password; disk and cores are
-shared. Nothing outside the namespaces changes, and no name is taken that another test run could want. Everything ends
+Every host has an ssh server, knows the others by name, and logs in to them without a password. Disk and cores are
+shared. Nothing outside the namespaces changes, and no name is used that another test run could need. Everything ends
 with this process, however it ends: the kernel kills the first process of each host, and with it all others and the
 network.
 """
@@ -35,7 +35,7 @@ PACKAGES = {  # program -> Debian package
 INTERFACE = "eth0"
 SUBNET = "10.83.0"
 # Variables that processes need on each host to train; also in .deepspeed_env, for those that pdsh starts.
-# PYTHONPATH because the virtual environment may have another checkout's package.
+# PYTHONPATH is needed because the virtual environment may have another checkout's package.
 TRAINING = {
     "DS_ACCELERATOR": "cpu",
     "OMP_NUM_THREADS": "1",
@@ -45,12 +45,12 @@ TRAINING = {
 
 
 def why_not() -> str | None:
-    """Return what keeps this machine from playing hosts, or None."""
+    """Return why this machine cannot simulate hosts, or None."""
     if os.geteuid():
         return "hosts are played by namespaces, which need root"
     if missing := sorted(package for program, package in PACKAGES.items() if not shutil.which(program, path=PATH)):
         return f"not installed: {', '.join(missing)} (tests/cluster/setup.sh)"
-    # A container without CAP_NET_ADMIN may own a network, but not build one.
+    # A container without CAP_NET_ADMIN may have its own network, but not build one.
     attempt = "mount -t tmpfs none /run && ip link add name one type veth peer name two"
     tried = subprocess.run([*UNSHARE, "sh", "-c", attempt], capture_output=True, text=True)
     return f"no namespaces may be made here ({tried.stderr.strip()})" if tried.returncode else None
@@ -84,7 +84,7 @@ class Job:
             ) from None
 
     def wait_until(self, happened, timeout: float = 120) -> None:
-        """Wait until happened() is true; the job must still be running then."""
+        """Wait until happened() is true. The job must still be running then."""
         end = time.monotonic() + timeout
         while not happened():
             assert self.process.poll() is None, f"ended with {self.process.returncode} too early\n{self.output}"
@@ -117,14 +117,14 @@ class Host:
         )
 
     def run(self, *command: object, timeout: float = 120, **environment: str) -> str:
-        """Return what the command prints; it must succeed."""
+        """Return a command's output. The command must succeed."""
         job = self.start(*command, **environment)
         code = job.wait(timeout)
         assert code == 0, f"exit code {code}: {shlex.join(map(str, command))}\n{job.output}"
         return job.output
 
     def processes(self, word: str) -> list[psutil.Process]:
-        """Return the processes here that have the word in their command lines."""
+        """Return the processes here whose command lines contain the word."""
         return [
             process
             for process in psutil.process_iter()
@@ -138,15 +138,15 @@ class Host:
             return False
 
     def replace(self, path: Path, other: Path) -> None:
-        """Show another file or folder at this path, on this host alone."""
+        """Show another file or folder at this path, only on this host."""
         self.run("mount", "--bind", other, path)
 
     def cut_off(self) -> None:
-        """Take the cable out: everything here runs on, and no other host hears of it again."""
+        """Unplug the cable: everything here runs on, but no other host hears of it again."""
         self.run("ip", "link", "set", INTERFACE, "down")
 
     def power_off(self) -> None:
-        """Let the kernel kill all processes here and then take the network away."""
+        """Make the kernel kill all processes here and then remove the network."""
         if self.job.process.poll() is None:
             self.first_process.kill()
             self.job.wait()
@@ -161,7 +161,7 @@ def cmdline(process: psutil.Process) -> list[str]:
 
 @contextmanager
 def cluster(folder: Path, names: list[str]):
-    """Play two hosts joined by a cable. `folder` receives keys, configuration and all output."""
+    """Simulate two hosts joined by a cable. `folder` receives keys, configuration and all output."""
     addresses = {name: f"{SUBNET}.{number}" for number, name in enumerate(names, start=1)}
     write_configuration(folder, addresses)
     with ExitStack() as stack:
@@ -184,7 +184,7 @@ def write_configuration(folder: Path, addresses: dict[str, str]) -> None:
         "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in addresses.items())
     )
     (folder / "shadow").write_text("root:*:1::::::\n")  # sshd refuses an account that is locked, as root's may be here
-    # Without ServerAliveInterval, ssh (and so pdsh) waits for ever for a host that is gone.
+    # Without ServerAliveInterval, ssh (and so pdsh) waits forever for a lost host.
     (folder / "ssh_config").write_text(
         f"IdentityFile {folder}/key\nUserKnownHostsFile /dev/null\nStrictHostKeyChecking no\n"
         "LogLevel ERROR\nConnectTimeout 5\nServerAliveInterval 2\nServerAliveCountMax 2\n"
@@ -199,7 +199,7 @@ def write_configuration(folder: Path, addresses: dict[str, str]) -> None:
 
 
 def boot_script(folder: Path, name: str, address: str) -> list[str]:
-    """Lay the configuration over the machine's own, in this host's mounts alone, and become the ssh server."""
+    """Lay the configuration over the machine's own, only in this host's mounts, and become the ssh server."""
     users_ssh = shlex.quote(str(Path(pwd.getpwuid(0).pw_dir) / ".ssh"))
     here = shlex.quote(str(folder))
     return [

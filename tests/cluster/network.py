@@ -1,11 +1,11 @@
-"""Many hosts' network without the hosts: namespaces on one switch, each behind a link of limited speed.
+"""The network of many hosts without the hosts: namespaces on one switch, each behind a link of limited speed.
 
     with Network(hosts=4, mbit=100) as network:
-        results = network.run(function, 1, 2, per_host=2)     # by rank; ranks run through the hosts in blocks
+        results = network.run(function, 1, 2, per_host=2)     # by rank; hosts take the ranks in blocks
 
-Functions run in processes of this machine that see one host's network each, and meet through it as any launcher's do.
-There is no ssh and no other root directory: what only networks decide (bytes, time) can be measured on more hosts than
-`hosts.py` could start. Links are limited in both directions by `tbf`; all of it ends with this process.
+Functions run in processes of this machine that each see one host's network, and meet through it as under any launcher.
+There is no ssh and no other root directory: what depends only on networks (bytes, time) can be measured on more hosts
+than `hosts.py` could start. `tbf` limits links in both directions. Everything ends with this process.
 """
 
 import ctypes
@@ -24,12 +24,12 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INTERFACE, SUBNET = "eth0", "10.84.0"
 HEADER_BYTES = 66  # of a packet: Ethernet 14, IP 20, TCP 32 with its timestamps; an acknowledgement has nothing else
 HEADERS = 1.045  # bytes on the wire per byte of data: 1,514 for 1,448 in a full packet
-SLOW_MBIT, SMALL_WINDOW = 100, 32_768  # bytes; acknowledgements wait behind what a window lets into a queue
+SLOW_MBIT, SMALL_WINDOW = 100, 32_768  # bytes; acknowledgements wait behind what a window puts into a queue
 CLONE_NEWNET = 0x40000000
 
 
 def why_not() -> str | None:
-    """Return what keeps this machine from playing networks, or None."""
+    """Return why this machine cannot simulate networks, or None."""
     if os.geteuid():
         return "networks are played by namespaces, which need root"
     script = (
@@ -47,7 +47,7 @@ def sh(command: str, check: bool = True) -> subprocess.CompletedProcess:
 class Network:
     """Hosts 0, 1, ... with `mbit` each way between them and a switch.
 
-    With latency_ms, packets take that long from host to host instead, at no limited rate (delay_line.py).
+    With latency_ms, packets take that long from host to host instead, at unlimited speed (delay_line.py).
     """
 
     def __init__(self, hosts: int, mbit: float, latency_ms: float = 0.0):
@@ -74,7 +74,7 @@ class Network:
             process.wait()
 
     def namespace(self) -> subprocess.Popen:
-        """Start a process in a network of its own, which lasts as long as it and dies with us."""
+        """Start a process with its own network, which lasts as long as the process and dies with us."""
         words = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sh", "-c", "echo up; exec sleep infinity"]
         process = subprocess.Popen(words, env={"PATH": PATH}, stdout=subprocess.PIPE)
         self.namespaces.append(process)
@@ -86,8 +86,8 @@ class Network:
         sh(f"ip link add {INTERFACE} netns {host.pid} type veth peer name {port} netns {switch.pid}")
         limit = f"root tbf rate {self.mbit}mbit burst 64kb latency 400ms"
         within(switch, f"ip link set {port} master sw up && tc qdisc add dev {port} {limit}")
-        # Ten packets go through the kernel at once, as they do where the network card cuts them: each by itself would
-        # cost two cores a third of their time. `tbf` counts a header for each; larger bundles would not fit its burst.
+        # Ten packets go through the kernel at once, as if the network card cut them. Singly they would cost two cores a
+        # third of their time. `tbf` counts a header for each; larger bundles would not fit its burst.
         within(host, f"ip link set {INTERFACE} gso_max_size 16384")
         if self.mbit <= SLOW_MBIT:  # a fast network's windows would fill this one's queues for tens of milliseconds
             for kind in ("rmem", "wmem"):
@@ -140,14 +140,14 @@ def _on_host(pids: list[int], per_host: int, function, arguments):
 
 
 def sent_bytes() -> int:
-    """Return the bytes of data that this process's host has sent: what is on the wire, without the packets' headers."""
+    """Return the bytes of data that this process's host has sent: those on the wire without the packets' headers."""
     line = next(line for line in Path("/proc/self/net/dev").read_text().splitlines() if INTERFACE in line)
     on_the_wire, packets = map(int, line.split(":")[1].split()[8:10])
     return on_the_wire - HEADER_BYTES * packets
 
 
 def bytes_of_hosts(before: int, per_host: int) -> list[int]:
-    """Return what each host has sent since; all processes must call it."""
+    """Return the bytes that each host has sent since `before`. All processes must call this."""
     torch.distributed.barrier()
     mine = sent_bytes() - before
     found = [0] * torch.distributed.get_world_size()

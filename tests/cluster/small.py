@@ -1,9 +1,9 @@
-"""A recipe of its own, made for tests of hosts: a residual network that starts and trains in no time.
+"""A recipe for tests of hosts: a residual network that starts and trains in no time.
 
     deepspeed --hostfile hosts tests/cluster/small.py --deepspeed_config tests/cluster/small.json --fake_data
 
-GELU in place of ReLU: the kinks of ReLU amplify rounding until two runs that differ in nothing else part, and no bound
-could tell that from a mistake. Loss and evaluation are those of recipes/resnet50.py.
+GELU replaces ReLU: the kinks of ReLU amplify rounding until two otherwise equal runs differ, and no bound could tell
+that from a mistake. Loss and evaluation are those of recipes/resnet50.py.
 """
 
 import sys
@@ -23,7 +23,7 @@ class Small(ResNet50):
         from torch import manual_seed, nn
 
         class Residual(nn.Module):
-            """x + f(x), where f begins as 0: the last batch norm's gamma is 0 (Sec. 5.1)."""
+            """x + f(x), where f begins as 0, because the last batch norm's gamma is 0 (Sec. 5.1)."""
 
             def __init__(self, channels):
                 super().__init__()

@@ -1,4 +1,4 @@
-"""Many hosts, for real: ssh, pdsh, a hostfile and a network that can break, on two hosts that hosts.py plays.
+"""Several hosts for real: ssh, pdsh, a hostfile and a network that can break, on two hosts that hosts.py simulates.
 
 The timeouts are short, because these networks take milliseconds.
 """
@@ -20,7 +20,7 @@ if reason := hosts.why_not():
     pytest.skip(reason, allow_module_level=True)
 
 HANG_TIMEOUT = "--hang_timeout", 8  # seconds
-ENDING = 120  # seconds in which all ends when a host is gone; on 2 idle cores it takes 15
+ENDING = 120  # seconds within which all ends after a host is lost; on 2 idle cores it takes 15
 NUM_ITERATIONS, MID_EPOCH = 100, 55  # small.json: 2 epochs of 50 iterations
 
 
@@ -30,7 +30,7 @@ def small(output_dir, *flags, data=("--fake_data",)):
 
 
 def on_both(host):
-    """Return the start of a command for DeepSpeed's launcher, as in the README."""
+    """Return the beginning of a command for DeepSpeed's launcher, as in the README."""
     return ["deepspeed", "--hostfile", host.folder / "hostfile"]
 
 
@@ -49,7 +49,7 @@ def weights(run):
 
 
 def is_the_same_run(run, uninterrupted):
-    """Compare log and weights with the uninterrupted run: each iteration once, and the same but for rounding."""
+    """Compare log and weights with the uninterrupted run: each iteration once, and equal except for rounding."""
     ours, theirs = read_run(run).iterations, read_run(uninterrupted).iterations
     assert [record["iteration"] for record in ours] == list(range(NUM_ITERATIONS))
     assert [record["train_loss"] for record in ours] == pytest.approx(
@@ -63,7 +63,7 @@ def is_the_same_run(run, uninterrupted):
 
 
 def the_error(*jobs):
-    """Return the text of the one line that tells an error; no process may print a traceback."""
+    """Return the text of the only error line. No process may print a traceback."""
     output = "".join(job.output for job in jobs)
     lines = re.findall(r"^(?:\w+: )?error: (.*)", output, flags=re.MULTILINE)
     assert len(lines) == 1 and "Traceback" not in output, output
@@ -71,7 +71,7 @@ def the_error(*jobs):
 
 
 def last_iteration(run):
-    """Return the last iteration in the log of a run that goes on."""
+    """Return the last iteration in the log of a running job."""
     log = run / "log.jsonl"
     found = re.findall(r'"kind": "iteration", "iteration": (\d+)', log.read_text()) if log.exists() else []
     return int(found[-1]) if found else -1
@@ -129,8 +129,8 @@ def test_under_torchrun_a_run_restarts_itself_after_a_death_and_goes_on_when_a_h
     alpha, beta = two_hosts
     restarts = "torchrun --nnodes 1:2 --nproc_per_node 1 --max-restarts 3"
     meeting = "--rdzv-id run --rdzv-backend c10d --rdzv-endpoint alpha:29400"
-    # Half a minute is torch's own last call. Ten seconds are enough for the second agent's start on a busy machine: one
-    # that comes later would not be let in (test_upstream.py).
+    # Half a minute is torch's own last call. Ten seconds are enough for the second agent's start on a busy machine. A
+    # later one would not be let in (test_upstream.py).
     timeouts = "--rdzv-conf last_call_timeout=10,keep_alive_interval=1"
     recipe = small(tmp_path / "run", "--resume", "--checkpoint_every", 5, *HANG_TIMEOUT)
     command = [*f"{restarts} {meeting} {timeouts}".split(), *recipe]
@@ -169,9 +169,9 @@ def test_a_host_that_cannot_be_reached_is_one_line(two_hosts, tmp_path):
 
 
 def refused(alpha, beta, command):
-    """Return what both hosts say, with exit code 2.
+    """Return what both hosts print, with exit code 2.
 
-    The processes are started by hand, as a cluster's own tools would, which takes half the time.
+    The processes are started by hand, as a cluster's own tools would start them, which takes half the time.
     """
     local = {"LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": alpha.name, "MASTER_PORT": "29500"}

@@ -1,7 +1,7 @@
-"""Aggregation between hosts: the bytes that leave each, and the prediction of `lbsgd plan` against an emulated network.
+"""Aggregation between hosts: the bytes that leave each, and the prediction of `lbsgd plan` on an emulated network.
 
-Bytes are those of data. Headers take the link's time, too: HEADERS bytes are on the wire for each. At 100 Mbit and less
-the link is the limit and not the CPU; the fastest of three runs counts.
+Bytes are those of data. Headers take the link's time, too: HEADERS bytes are on the wire for each. At 100 Mbit and
+less the link is the limit, not the CPU. The fastest of three runs counts.
 """
 
 import time
@@ -37,7 +37,7 @@ BYTES = 4_000_000  # of gradients
 
 
 def aggregate(phases, buckets):
-    """As after back-propagation: all buckets at once, each in one phase while the next is in the one before."""
+    """As after back-propagation: all buckets at once, each in one phase while the next is in the phase before."""
     for job in [phases.start(bucket) for bucket in buckets]:
         phases.wait(job)
 
@@ -55,7 +55,7 @@ def seconds_and_bytes(per_host):
         times, sent = [], []
         for _ in range(3):
             before = network.sent_bytes()
-            dist.barrier()  # after the reading: another process of this host may send as soon as it is over
+            dist.barrier()  # after reading the counters: another process of this host may send as soon as this is over
             began = time.perf_counter()
             aggregate(phases, buckets)
             dist.barrier()
@@ -65,7 +65,7 @@ def seconds_and_bytes(per_host):
     return found
 
 
-@pytest.mark.slow  # it measures time, and other programs must leave it the machine
+@pytest.mark.slow  # it measures time, so other programs must not use the machine
 @pytest.mark.parametrize("hosts, per_host, mbit", [(2, 2, 100), (4, 1, 50), (8, 1, 20)])
 def test_an_aggregation_takes_the_time_and_the_bytes_that_plan_predicts(hosts, per_host, mbit):
     with network.Network(hosts, mbit) as emulated:
@@ -84,7 +84,7 @@ def test_an_aggregation_takes_the_time_and_the_bytes_that_plan_predicts(hosts, p
 
 
 class Wide(torch.nn.Module):
-    """A million parameters with next to no computation: only their gradients matter here."""
+    """A million parameters with almost no computation: only their gradients matter here."""
 
     def __init__(self):
         super().__init__()
@@ -96,7 +96,7 @@ class Wide(torch.nn.Module):
 
 
 def bytes_of_an_iteration(stage, block):
-    """What each host sends per byte of gradients in one iteration: the least of three, as TCP may send data twice."""
+    """What each host sends per byte of gradients in an iteration: the least of three, as TCP may send data twice."""
     engine = run(config(4, stage=stage, bucket=300_000, overlap=block is not None, block=block), 1, Wide())
     gradients, sent = 4 * sum(parameter.numel() for parameter in engine.module.parameters()), []
     for _ in range(3):
@@ -120,7 +120,7 @@ def all_bytes():
 
 
 def test_phases_send_a_third_less_between_two_hosts_of_two_processes():
-    """Of the gradients' bytes: stage 0 2·(p−1)/p = 1.00 against 2·(W−1)/W = 1.50, stage 1 with its weights 1.75."""
+    """Per byte of gradients: stage 0 2·(p−1)/p = 1.00 against 2·(W−1)/W = 1.50, stage 1 with its weights 1.75."""
     with network.Network(2, 100) as emulated:
         sent = emulated.run(all_bytes, per_host=2)[0]
     assert sent["stage 0, own"] == pytest.approx(1.50, rel=0.02)
