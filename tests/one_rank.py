@@ -26,7 +26,7 @@ def cost(rank, world_size):
 
 
 def environment(rank, world_size):
-    """Return the environment that a launcher gives a rank of such a job, which threads and DeepSpeed read at import."""
+    """Return the environment that a launcher gives a rank of that job. Threads and DeepSpeed read it on import."""
     local = {"LOCAL_RANK": rank % SERVER, "LOCAL_SIZE": min(SERVER, world_size), "MASTER_PORT": 1}
     job = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1}
     return os.environ | {name: str(value) for name, value in (job | local).items()}

@@ -469,7 +469,7 @@ def starts_in_half_a_second(*command):
     """Whether one of five runs does or, on a busy machine, takes at most six times as long as pydantic and rich."""
 
     def limit():
-        return 6 * cpu_seconds("-c", "import pydantic, rich.console")  # 0.12 s beside 0.41 s for a check of 31 files
+        return 6 * cpu_seconds("-c", "import pydantic, rich.console")  # 0.12 s, against 0.41 s for a check of 31 files
 
     return any((found := cpu_seconds(*command)) < 0.5 or found < limit() for _ in range(5))
 

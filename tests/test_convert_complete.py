@@ -127,7 +127,7 @@ def test_a_manifest_of_an_earlier_converter_tells_as_much_as_it_holds(tmp_path, 
 
 
 def test_a_file_of_which_any_byte_of_the_tables_has_changed_is_not_called_complete(tmp_path, capsys):
-    """Including bytes beside the labels, sizes and checksums, because training would refuse the file."""
+    """Including bytes next to the labels, sizes and checksums, because training would refuse the file."""
     tree, data = make_tree(tmp_path / "source"), tmp_path / "data"
     convert(tree, data, **SETTINGS)
     change_byte(data / "train.beton", METADATA_AT - 1)

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "experiments": {"config", "processes", "report", "algorithm"},
     "bench": {"algorithm", "config", "data", "convert", "processes", "train", "report", "experiments.data_sets"},
     "commands": {"algorithm", "config", "data", "convert", "processes", "train", "report", "experiments", "bench"},
-    # the files beside the folders
+    # the files next to the folders
     "errors": {"units"},
     "disk": {"errors"},
     "units": set(),

@@ -177,7 +177,7 @@ def test_processes_that_disagree_on_their_number_are_told_so_at_once_and_end_nob
         began = time.monotonic()
         seen = [come(store, rank, size, 30) for rank, size in enumerate(sizes[1:], start=1)]
         assert time.monotonic() - began < 4
-        if sizes[0] > 1:  # otherwise rank 0 waits for nobody
+        if sizes[0] > 1:  # otherwise rank 0 waits for no other process
             rest = [threads.submit(come, store, rank, sizes[0], 30) for rank in range(1, sizes[0])]
             assert len({first.result(), *(each.result() for each in rest)}) == 1  # they still meet
             alone = str(come(store, 0, sizes[0] + 1, 0.2))
