@@ -321,6 +321,20 @@ def test_normalisation_on_the_cpu_is_torch_s_to_the_last_bit(layout, dtype, num_
         assert images.stride() == expected.stride() and images.is_contiguous(memory_format=layout)
 
 
+def test_another_default_dtype_of_torch_changes_no_pixel():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 3), np.uint8)
+    form = Pixels(resolution=3, device="cpu")
+    [expected] = Prefetcher(form)([pixels])
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        prefetcher = Prefetcher(form)
+    finally:
+        torch.set_default_dtype(before)
+    [images] = prefetcher([pixels])
+    assert torch.equal(images, expected)
+
+
 def test_every_value_of_a_pixel_is_normalised_to_torch_s_last_bit():
     pixels = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(1, 16, 16, 3)
     prefetcher = Prefetcher(Pixels(resolution=16, device="cpu", memory_format=torch.channels_last))

@@ -24,8 +24,10 @@ class Prefetcher:
 
     def __init__(self, pixels: Pixels) -> None:
         self.device, self.dtype, self.memory_format = torch.device(pixels.device), pixels.dtype, pixels.memory_format
+        # Of one dtype whatever torch's default is, because the kernel reads them as float32.
         self.mean, self.std = (
-            255 * torch.tensor(colours, device=self.device).view(1, 3, 1, 1) for colours in (MEAN, STD)
+            255 * torch.tensor(colours, dtype=torch.float32, device=self.device).view(1, 3, 1, 1)
+            for colours in (MEAN, STD)
         )
         # One stream for all epochs: torch keeps freed memory for each stream, and has 32 of them.
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
