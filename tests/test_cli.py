@@ -103,6 +103,10 @@ def test_the_picture_in_the_terminal_rises_holds_and_falls_by_tens(capsys):
             ["optimizer.params.lr: 3.2 -> 1.6", "warmup_num_steps: 780 -> 624"],
         ),
         (["8k.json", "--gpus", "4", "--images", "100000"], ["12 per epoch of 100,000"]),
+        (  # the paper's 352 GPUs (Sec. 5.5)
+            ["8k_fp32.json", "--gpus", "352", "--global_batch", "11264"],
+            ["halving/doubling needs 2, 4, 8, ... servers, not 44"],
+        ),
         (
             ["8k.json", "--images_per_second", "2500", "--link_gbit", "400", "--gpus_per_server", "4"],
             ["2500 images/s, as given", "64 servers"],

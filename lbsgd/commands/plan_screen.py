@@ -9,6 +9,7 @@ from rich.text import Text
 from lbsgd.commands import plan_figure
 from lbsgd.commands.plan_outlook import Outlook
 from lbsgd.commands.plan_table import table_lines
+from lbsgd.config.aggregation import power_of_two
 from lbsgd.config.memory import Memory, bytes_per_activation
 from lbsgd.config.prediction import (
     BACKWARD_SHARE,
@@ -110,6 +111,9 @@ class Screen:
         known = len(heads) if self.outlook.has_speed else 2
         self.columns(heads[:known], [row[:known] for row in rows])
         self.say(f"> runs: {reason}")
+        servers = self.outlook.machines.servers(self.plan.world_size)
+        if not power_of_two(servers) and algorithm != HALVING:
+            self.say(f"halving/doubling needs 2, 4, 8, ... servers, not {servers}: its row is for NCCL's tree, at best")
 
     def run_time(self) -> str:
         """Return the shortest and the longest time: with all the overlap that the JSON allows, and without any.
