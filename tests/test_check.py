@@ -756,6 +756,7 @@ def test_an_empty_name_is_no_folder(tmp_path, monkeypatch, capsys):
         ({"train_batch_size": 16384}, "R20", 1.19, "1.19 points at 16384 images"),
         ({"train_batch_size": 24576}, "R20", None, "1.19 points at 16384 images"),
         ({"train_batch_size": 12288}, "R20", None, "matches the baseline (Fig. 1)"),
+        ({"lbsgd.batch_norm.per_worker_batch": 16}, "R22", None, "is 16: another loss function than that of n = 32"),
     ],
 )
 def test_points_are_those_of_the_batch_at_which_the_paper_lost_them(changes, code, points, words):
@@ -764,6 +765,19 @@ def test_points_are_those_of_the_batch_at_which_the_paper_lost_them(changes, cod
         put(config, key, value)
     [finding] = [each for each in findings_of(corrected(config)) if each.code == code]
     assert finding.points == points and words in finding.message
+
+
+def test_another_n_is_found_where_it_is_used_and_the_paper_s_is_known():
+    """On smaller data another n may be right. Batch norm over all processes has no n, and has a rule of its own."""
+    for changes, codes in (
+        ({"batch_norm": {"per_worker_batch": 256}}, ["R22"]),
+        ({"batch_norm": {"per_worker_batch": 32}}, []),
+        ({"batch_norm": {"per_worker_batch": 256}, "num_images": 50_000}, []),
+        ({"batch_norm": {"per_worker_batch": 256, "scope": "all"}}, ["R14"]),
+    ):
+        config = edited(train_micro_batch_size_per_gpu=256)
+        config["lbsgd"] |= changes
+        assert [each.code for each in findings_of(corrected(config))] == codes
 
 
 @pytest.mark.parametrize("base_lr", [0.001, 0.03, 0.08, 0.15, 0.3, 1.0])

@@ -53,6 +53,7 @@ PRE_TRAINING_AP = {
 }
 DETECTOR_AP = {2: (35.7, 33.6), 4: (35.7, 33.7), 8: (35.7, 33.5), 16: (35.6, 33.6)}
 
+PER_WORKER_BATCH = 32  # n, the same for every global batch (Sec. 2.3)
 LARGEST_GOOD_BATCH = 8192  # beyond it the error rises (Fig. 1)
 
 

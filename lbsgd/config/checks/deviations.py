@@ -166,6 +166,24 @@ def statistics_of_all(planned: Planned) -> Iterator[Hit]:
 
 
 @rule(
+    "R22",
+    "batch norm over another number of images than the paper's",
+    lbsgd="warning",
+    why="An image's loss depends on the n images that batch norm sees together, so another n is another loss "
+    "function (Sec. 2.3). The paper keeps n = 32 for every global batch. On smaller data another one may well be "
+    "right, so this rule looks only at more than a million images.",
+    fix="use 32 unless you compare; a micro batch of several n fills a GPU and keeps n",
+    example={"train_micro_batch_size_per_gpu": 64, "lbsgd": {"batch_norm": {"per_worker_batch": 64}}},
+)
+def other_n(planned: Planned) -> Iterator[Hit]:
+    n, recipe = planned.per_worker_batch, planned.recipe
+    is_used = recipe.detection is None and recipe.batch_norm.scope == "worker"  # detectors have M04, scope all R14
+    if is_used and recipe.num_images > 10**6 and n != published.PER_WORKER_BATCH:
+        said = f"is {n}: another loss function than that of n = {published.PER_WORKER_BATCH}"
+        yield deviation("lbsgd.batch_norm.per_worker_batch", said, "Sec. 2.3", planned)
+
+
+@rule(
     "R15",
     "momentum without its correction",
     lbsgd="warning",
