@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from crash import forking
@@ -48,17 +49,37 @@ def recipe(*arguments, **environment):
 
 def script(path, *arguments, **environment):
     """Do what `python path arguments` does in the repository's folder, in a process with most imports already done."""
+    [done] = scripts([environment], path, *arguments)
+    return done
+
+
+def joined(world_size, path, *arguments):
+    """Run a script's processes as a launcher starts them. Return them in rank order."""
+    job = {"WORLD_SIZE": world_size, "LOCAL_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return scripts([{**job, "RANK": rank, "LOCAL_RANK": rank} for rank in range(world_size)], path, *arguments)
+
+
+def scripts(environments, path, *arguments):
+    """Run a script in one process per environment, all at the same time. Return them when all have ended."""
     arguments = [str(path), *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [f"{folder}/out", f"{folder}/err"]
-        process = forking.Process(target=_script, args=(arguments, environment_with(environment), outputs))
-        process.start()
-        process.join(PATIENCE_SECONDS)
-        if process.exitcode is None:
+        started = []
+        for number, environment in enumerate(environments):
+            outputs = [f"{folder}/out{number}", f"{folder}/err{number}"]
+            variables = environment_with({name: str(value) for name, value in environment.items()})
+            process = forking.Process(target=_script, args=(arguments, variables, outputs))
+            process.start()
+            started.append((process, outputs))
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        for process, _ in started:
+            process.join(max(0, deadline - time.monotonic()))
+        hanging = [process for process, _ in started if process.exitcode is None]
+        for process in hanging:
             process.kill()
-        said = [Path(output).read_text() for output in outputs]
-        assert process.exitcode is not None, f"{arguments} still runs after {PATIENCE_SECONDS} s: {said}"
-    return subprocess.CompletedProcess(arguments, process.exitcode, *said)
+        said = [[Path(output).read_text() for output in outputs] for _, outputs in started]
+        assert not hanging, f"{arguments} still runs after {PATIENCE_SECONDS} s: {said}"
+    codes = [process.exitcode for process, _ in started]
+    return [subprocess.CompletedProcess(arguments, code, *each) for code, each in zip(codes, said, strict=True)]
 
 
 def _script(arguments, environment, outputs):

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torchvision
-from commands import DIGITS, LAUNCHER, RECIPE, ROOT, command, launched, recipe, refused
+from commands import DIGITS, LAUNCHER, RECIPE, ROOT, command, joined, launched, recipe, refused, script
+from processes import free_port
 from test_sources import make_official
 
 from lbsgd.config.json_file import read_json
@@ -82,9 +83,11 @@ def fake_run(small, tmp_path_factory):
 
 
 def test_two_runs_with_the_same_seed_log_identical_losses(small, fake_run, tmp_path):
-    done = launched(2, small, "--fake_data", "--max_iterations", 3, "--output_dir", tmp_path / "again")
-    assert done.returncode == 0, done.stderr
-    assert "data           seeded random images (--fake_data)\n" in done.stdout
+    done = joined(
+        2, RECIPE, "--deepspeed_config", small, "--fake_data", "--max_iterations", 3, "--output_dir", tmp_path / "again"
+    )
+    assert [each.returncode for each in done] == [0, 0], done
+    assert "data           seeded random images (--fake_data)\n" in done[0].stdout
     losses = [
         [record["train_loss"] for record in read_run(folder).iterations] for folder in (fake_run, tmp_path / "again")
     ]
@@ -168,20 +171,24 @@ def test_a_loss_that_is_not_a_number_stops_all_ranks_names_the_iteration_and_kee
     config["scheduler"]["params"] |= {"warmup_min_lr": 1e9, "warmup_max_lr": 1e9}
     path = tmp_path / "diverges.json"
     path.write_text(json.dumps(config))
-    done = launched(2, path, "--fake_data", "--max_iterations", 5, "--output_dir", tmp_path / "run")
-    assert done.returncode != 0 and "Traceback" not in done.stderr
-    assert "error: the loss of iteration 2 is not a number" in done.stderr, done.stderr
-    assert "no checkpoint was written yet" in done.stderr
+    done = joined(
+        2, RECIPE, "--deepspeed_config", path, "--fake_data", "--max_iterations", 5, "--output_dir", tmp_path / "run"
+    )
+    assert [each.returncode for each in done] == [3, 3], done
+    [error] = "".join(each.stderr for each in done).splitlines()
+    assert "error: the loss of iteration 2 is not a number; no checkpoint was written yet" in error
     assert has_diverged(read_run(tmp_path / "run"))
 
 
 def test_the_result_of_a_real_run_is_a_network_of_torchvision_with_the_error_reported(digits_data, tmp_path):
     """After an epoch on the digits through FFCV, torchvision's network with the exported file makes the same errors."""
-    done = launched(2, DIGITS, "--data_dir", digits_data, "--epochs", 1, "--output_dir", tmp_path / "run")
-    assert done.returncode == 0, done.stdout + done.stderr
+    recipe = ("recipes/resnet18.py", "--deepspeed_config", DIGITS)
+    run = ("--output_dir", tmp_path / "run")
+    done = joined(2, *recipe, "--data_dir", digits_data, "--epochs", 1, *run)
+    assert [each.returncode for each in done] == [0, 0], done
     [epoch] = read_run(tmp_path / "run").epochs
     assert epoch["val_images"] == 360 and epoch["iteration"] == 11
-    network = torchvision.models.resnet50(num_classes=10)
+    network = torchvision.models.resnet18(num_classes=10)
     network.load_state_dict(torch.load(tmp_path / "run/weights.pt"))
     network.eval()
     images = EvalLoader(
@@ -199,21 +206,14 @@ def test_the_result_of_a_real_run_is_a_network_of_torchvision_with_the_error_rep
     for name in ("val.beton", "manifest.json"):  # all that an evaluation needs
         (tmp_path / "val").mkdir(exist_ok=True)
         shutil.copy(digits_data / name, tmp_path / "val")
-    again = recipe(DIGITS, "--data_dir", tmp_path / "val", "--output_dir", tmp_path / "run", "--evaluate_only")
+    again = script(*recipe, "--data_dir", tmp_path / "val", *run, "--evaluate_only")
     judged = f"top-1 error {epoch['val_top1_error_pct']:.2f} %"
     assert judged in again.stdout and "\nval " in again.stdout and "\ntrain " not in again.stdout, again.stderr
     assert "per epoch" not in again.stdout and "learning rate" not in again.stdout
-    weights = (
-        DIGITS,
-        "--data_dir",
-        digits_data,
-        "--output_dir",
-        tmp_path / "b",
-        "--weights",
-        tmp_path / "run/weights.pt",
-    )
-    assert f"weights.pt: {judged}" in recipe(*weights, "--evaluate_only").stdout and not (tmp_path / "b").exists()
-    refused(recipe(*weights), "--weights goes with --evaluate_only")
+    weights = ("--data_dir", digits_data, "--output_dir", tmp_path / "b", "--weights", tmp_path / "run/weights.pt")
+    assert f"weights.pt: {judged}" in script(*recipe, *weights, "--evaluate_only").stdout
+    assert not (tmp_path / "b").exists()
+    refused(script(*recipe, *weights), "--weights goes with --evaluate_only")
 
 
 def test_the_readme_leads_from_the_official_archives_to_a_run(small, tmp_path):
@@ -233,15 +233,13 @@ def test_the_readme_leads_from_the_official_archives_to_a_run(small, tmp_path):
         ):
             line = line.replace(name, str(other))
         program, *arguments = shlex.split(line)
-        done = command(Path(sys.executable).with_name(program), *more[:3], *arguments, *more[3:])
+        done = command(Path(sys.executable).with_name(program), *more[:5], *arguments, *more[5:])
         assert done.returncode == 0, done.stdout + done.stderr
 
     run(convert)
     run(
         train,
-        "--no_ssh_check",
-        "--master_addr",
-        "127.0.0.1",
+        *("--no_ssh_check", "--master_addr", "127.0.0.1", "--master_port", free_port()),
         "--set",
         "train_batch_size=8",
         "--max_iterations",
