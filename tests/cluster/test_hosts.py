@@ -11,6 +11,7 @@ import hosts
 import numpy as np
 import pytest
 import torch
+from commands import joined
 from oracle import BOUND, distance
 
 from lbsgd.data import beton_format
@@ -27,6 +28,12 @@ NUM_ITERATIONS, MID_EPOCH = 100, 55  # small.json: 2 epochs of 50 iterations
 def small(output_dir, *flags, data=("--fake_data",)):
     config = ("--deepspeed_config", "tests/cluster/small.json")
     return ["tests/cluster/small.py", *config, *data, "--output_dir", output_dir, *flags]
+
+
+def by_hand(alpha, beta, command):
+    """Start a command on both hosts as a cluster's own tools would, which takes half the time of a launcher."""
+    job = {"LOCAL_RANK": "0", "LOCAL_SIZE": "1", "WORLD_SIZE": "2", "MASTER_ADDR": alpha.name, "MASTER_PORT": "29500"}
+    return [host.start("python", *command, RANK=str(rank), **job) for rank, host in enumerate((alpha, beta))]
 
 
 def on_both(host):
@@ -80,17 +87,18 @@ def last_iteration(run):
 # --- two hosts -------------------------------------------------------------------------------------------------------
 
 
-def test_two_hosts_give_the_weights_of_one_host_with_two_processes_bit_for_bit(two_hosts, uninterrupted, tmp_path):
-    two_hosts[0].run("deepspeed", "--num_accelerators", 2, *small(tmp_path / "run"))
+def test_two_hosts_give_the_weights_of_one_host_with_two_processes_bit_for_bit(uninterrupted, tmp_path):
+    done = joined(2, *small(tmp_path / "run"))
+    assert [each.returncode for each in done] == [0, 0], done
     one, two = weights(tmp_path / "run"), weights(uninterrupted)
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_the_recipe_of_the_paper_trains_on_two_hosts(two_hosts, tmp_path):
-    alpha, _ = two_hosts
     recipe = ("recipes/resnet50.py", "--deepspeed_config", "ds_configs/digits.json", "--fake_data")
     flags = ("--max_iterations", 1, "--output_dir", tmp_path / "run", "--expect_world_size", 2)
-    alpha.run(*on_both(alpha), *recipe, *flags)
+    jobs = by_hand(*two_hosts, (*recipe, *flags))
+    assert [job.wait() for job in jobs] == [0, 0], [job.output for job in jobs]
     run = read_run(tmp_path / "run")
     described = {"model": "resnet50", "world_size": 2, "accumulation_steps": 2}
     assert {key: run.header[key] for key in described} == described and len(run.iterations) == 1
@@ -169,14 +177,8 @@ def test_a_host_that_cannot_be_reached_is_one_line(two_hosts, tmp_path):
 
 
 def refused(alpha, beta, command):
-    """Return what both hosts print, with exit code 2.
-
-    The processes are started by hand, as a cluster's own tools would start them, which takes half the time.
-    """
-    local = {"LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
-    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": alpha.name, "MASTER_PORT": "29500"}
-    ranks = enumerate((alpha, beta))
-    jobs = [host.start("python", *command, RANK=str(rank), **local, **meeting) for rank, host in ranks]
+    """Return what both hosts say, with exit code 2."""
+    jobs = by_hand(alpha, beta, command)
     codes = [job.wait() for job in jobs]
     assert codes == [2, 2], [job.output for job in jobs]
     return the_error(*jobs)
