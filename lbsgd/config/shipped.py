@@ -211,35 +211,36 @@ README = """\
 # Configurations
 
 Every file is a complete DeepSpeed JSON. DeepSpeed's own blocks hold the explicit numbers. The `lbsgd` block, which
-plain DeepSpeed ignores, holds the recipe that they follow from. The files are for ResNet-50 on ImageNet's 1,281,167
-images, except for the detectors and those that name digits or CIFAR-10. On other data, and with flags such as
-`--global_batch` or `--set`, lbsgd derives the numbers again and prints the changes. The error is the paper's: mean ±
-standard deviation of 5 runs, each the median of its last 5 epochs. Nobody has trained ImageNet with this code yet.
+plain DeepSpeed ignores, holds the recipe that the numbers follow from. On other data, and with flags such as
+`--global_batch` or `--set`, lbsgd derives the numbers again and prints the changes. The files are for ResNet-50 on
+ImageNet's 1,281,167 images, except for the detectors and those that name digits or CIFAR-10.
 
-k is the number of workers. Each of them normalises n = 32 images, on any number of GPUs that divides k. In fp16 the
-GPUs divide the momentum among them (ZeRO-1); bf16 is autocast over float32 weights.
+* **k × n**: k workers, each of which normalises n = 32 images, on any number of GPUs that divides k.
+* **precision**: in fp16 the GPUs divide the momentum among them (ZeRO-1); bf16 is autocast over float32 weights.
+* **error**: the paper's mean ± standard deviation of 5 runs, each the median of its last 5 epochs. ImageNet has not been
+  trained with this code yet.
 
 {grid}
 
 ## Detectors
 
-Mask R-CNN on COCO ([docs/detection.md](../docs/detection.md)) in forwards of n = 2 images. The schedule is 160,000
-iterations of 16 images, and 16/kn times as many at another kn. The warmup always has 500. scenes.json is for drawn
-scenes of digits, with other lengths.
+Mask R-CNN on COCO ([docs/detection.md](../docs/detection.md)) in forwards of n = 2 images. The schedule has 160,000
+iterations of 16 images, and 16/kn times as many at another kn. The warmup always has 500 iterations. scenes.json is for
+drawn scenes of digits, with other lengths.
 
 {detection}
 
 ## For comparison
 
-Each file changes one thing in 256.json or 8k.json; 8k_fixed_lr changes two, because an lr that is not scaled has no
-warmup either. `lbsgd check` says what the change costs.
+Each file changes one thing in 256.json or 8k.json, except 8k_fixed_lr, which changes two: an lr that is not scaled has
+no warmup either. `lbsgd check` says what the change costs.
 
 {ablations}
 
 ## How they were written
 
 `python -m lbsgd config` with these arguments prints each file (`--set` adds purpose and error). With `--all ds_configs`
-it writes all of them, and this page. `python -m lbsgd plan FILE --gpus 8` shows what a file means on 8 GPUs.
+it writes all files and this page. `python -m lbsgd plan FILE --gpus 8` shows what a file means on 8 GPUs.
 
 ```
 {commands}
