@@ -217,8 +217,8 @@ ImageNet's 1,281,167 images, except for the detectors and those that name digits
 
 * **k × n**: k workers, each of which normalises n = 32 images, on any number of GPUs that divides k.
 * **precision**: in fp16 the GPUs divide the momentum among them (ZeRO-1); bf16 is autocast over float32 weights.
-* **error**: the paper's mean ± standard deviation of 5 runs, each the median of its last 5 epochs. ImageNet has not been
-  trained with this code yet.
+* **error**: the paper's mean ± standard deviation of 5 runs, each the median of its last 5 epochs. ImageNet has not
+  been trained with this code yet.
 
 {grid}
 
