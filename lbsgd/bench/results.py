@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 from lbsgd.bench.figure import Figure
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError
+from lbsgd.report.bench_picture import DPI, bench_picture
 from lbsgd.report.bench_tables import paragraphs
-from lbsgd.report.picture import empty_picture, replace_picture
+from lbsgd.report.picture import replace_picture
 
 
 @dataclass
@@ -64,6 +65,10 @@ class Results:
     def picture(self) -> Path:
         return self.folder / f"{self.name}.png"
 
+    @property
+    def title(self) -> str:
+        return f"{self.name} on {self.about['device']}"
+
     def announce(self, name: str, title: str) -> PartResult:
         """Add a part that will run."""
         self.parts.append(PartResult(name, title))
@@ -74,44 +79,14 @@ class Results:
         """Write the current JSON and Markdown, each whole or not at all."""
         found = {**self.about, "written": time.strftime("%Y-%m-%d %H:%M:%S %z")}
         facts = "\n".join(f"* {key}: {value}" for key, value in found.items())
-        head = f"# {self.name} on {self.about['device']}\n\n{facts}\n\n"
+        head = f"# {self.title}\n\n{facts}\n\n"
         data = json.dumps({**found, "parts": [part.as_dict() for part in self.parts]}, indent=1, ensure_ascii=False)
         replace_file(self.folder / f"{self.name}.json", data.encode())
         page = head + "\n".join(map(PartResult.markdown, self.parts))
         replace_file(self.folder / f"{self.name}.md", page.encode())
 
     def draw(self) -> None:
-        """Draw each part's figures with their intervals and goals; figures with the same unit share an axis."""
-        panels = [
-            (part.title, unit, figures)
-            for part in self.parts
-            for unit in dict.fromkeys(each.unit for each in part.figures)
-            if (figures := [each for each in part.figures if each.unit == unit])
-        ]
-        if not panels:
-            return
-        heights = [0.8 + 0.42 * len(figures) for _, _, figures in panels]
-        picture = empty_picture(figsize=(9, sum(heights) + 0.5), layout="constrained")
-        picture.suptitle(f"{self.name} on {self.about['device']}")
-        all_axes = picture.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for axes, (title, unit, figures) in zip(all_axes, panels, strict=True):
-            axes.set_title(title, loc="left", fontsize=10)
-            draw_figures(axes, figures)
-            axes.set_xlabel(unit or ("ratio" if all(" / " in each.name for each in figures) else ""))
-        replace_picture(self.picture, picture)
-
-
-def draw_figures(axes: Any, figures: Sequence[Figure]) -> None:
-    """Draw figures below each other, each under its name, so that long names take no width. A goal is a red bar."""
-    for place, each in enumerate(figures):
-        low, high = (each.value, each.value) if each.low is None or each.high is None else (each.low, each.high)
-        axes.errorbar(
-            [each.value], [place], xerr=[[each.value - low], [high - each.value]], fmt="o", color="tab:blue", capsize=4
-        )
-        for end in each.goal.ends if each.goal else ():
-            axes.plot([end], [place], "|", color="red", markersize=14)
-        axes.text(0.005, place - 0.44, each.name, transform=axes.get_yaxis_transform(), fontsize=8, va="center")
-    axes.set_yticks([])
-    axes.set_ylim(len(figures) - 0.5, -0.9)
-    axes.margins(x=0.05)
-    axes.grid(axis="x", alpha=0.3)
+        """Draw the figures, if there are any, with their intervals and goals."""
+        picture = bench_picture(self.title, [part.as_dict() for part in self.parts])
+        if picture:
+            replace_picture(self.picture, picture, dpi=DPI, metadata={"Software": None})

@@ -25,6 +25,11 @@ def value_words(value: float, low: float | None, high: float | None, unit: str) 
     return f"{value:.4g}{after}" if low is None else f"{value:.3f}{after} [{low:.3f}, {high:.3f}]"
 
 
+def interval_words(figure: Mapping[str, Any]) -> str:
+    """Return the value of a figure of the JSON, and its interval if it has one, without its unit."""
+    return value_words(figure["value"], figure["low"], figure["high"], "")
+
+
 def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
     """Return the figures of a bench's JSON as a Markdown table."""
     rows = [
