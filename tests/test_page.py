@@ -72,6 +72,28 @@ def test_a_band_of_percents_ends_at_0_and_100(tmp_path):
     assert min(heights) == pytest.approx(min(grid), abs=0.1) and max(heights) == pytest.approx(max(grid), abs=0.1)
 
 
+def test_the_arrow_keys_choose_the_epoch_in_a_chart_that_has_the_focus(group, tmp_path):
+    keys = "ArrowLeft", "ArrowLeft", "ArrowRight", "Home", "ArrowLeft", "End", "ArrowRight", "ArrowLeft"
+    presses = f"""<script>const svg = document.querySelector("figure svg"); svg.focus();
+      document.title = {json.dumps(keys)}.map(key => {{
+        document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {{key}}));
+        return svg.parentElement.querySelector("li").textContent; }}).join(" ");</script></body>"""
+    (tmp_path / "pressed.html").write_text(group.read_text().replace("</body>", presses))
+    last = read_run(next(group.parent.rglob("log.jsonl"))).epochs[-1]["epoch"]
+    chosen = last - 1, last - 2, last - 1, 1, 1, last, last, last - 1
+    title = re.search("<title>(.*?)</title>", chromium(tmp_path / "pressed.html", "--dump-dom"))[1]
+    assert title.split(": ") == " ".join(f"epoch {epoch}:" for epoch in chosen).split(": ")
+
+
+def test_percents_have_the_digits_of_the_tables(tmp_path):
+    line = Series("error", [1, 2], [50.0, 12.3456], [40.0, 10.0], [60.0, 14.6912])
+    page = Page(
+        "", "", [Section(charts=[Chart("error", [line], "%"), Chart("share", [Series("", [1], [0.01234])], "%")])]
+    )
+    dom = chromium(page.write(tmp_path), "--dump-dom")
+    assert re.findall("<b>(.*?)</b>", dom) == ["12.35 ± 1.17 %", "0.01234 %"]
+
+
 def test_the_page_fetches_nothing_and_is_small(group):
     html = group.read_text()
     assert len(html) < 1_000_000

@@ -1,5 +1,6 @@
 "use strict";
-// Draws every chart from the numbers in the page, shows the values under the pointer, and reloads an unfinished run.
+// Draws every chart from the numbers in the page, shows the values under the pointer or, in a chart that has the focus,
+// by the arrow keys, and reloads an unfinished run.
 const charts = JSON.parse(document.getElementById("charts").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 const DASHES = ["", "7 3", "8 3 2 3", "2 3"];
@@ -27,6 +28,8 @@ function decades(low, high) {
 }
 
 const words = value => value === null || value === undefined ? "–" : String(+(+value).toPrecision(4));
+const isPercent = chart => (chart.unit || "").trim() === "%";
+const ywords = (chart, y) => isPercent(chart) && Math.abs(y) >= .1 ? String(+y.toFixed(2)) : words(y);  // as in the tables
 const xwords = (chart, x) => chart.logx ? x.toLocaleString("en") : words(x);  // a batch is told in full
 
 function scales(chart, width) {
@@ -35,7 +38,7 @@ function scales(chart, width) {
     .filter(y => y !== null && (!chart.log || y > 0));
   const positive = chart.logx ? xs.filter(x => x > 0) : xs;
   const x0 = chart.logx ? Math.min(...positive) / 1.2 : 0, x1 = Math.max(...positive, chart.xmax || 0) * (chart.logx ? 1.2 : 1) || 1;
-  const limit = (chart.unit || "").trim() === "%" ? 100 : Infinity;  // a band of 2 std may reach beyond
+  const limit = isPercent(chart) ? 100 : Infinity;  // a band of 2 std may reach beyond
   const least = Math.min(...ys), flat = least === Math.max(...ys) ? 2 : 1;  // one value alone lies in the middle
   const y0 = chart.log ? least / flat : 0, y1 = Math.min(Math.max(...ys, chart.log ? 0 : 1e-9) * (chart.log ? flat : 1.04), limit);
   const f = (log, v) => log ? Math.log10(v) : v;
@@ -62,9 +65,10 @@ function draw(figure) {
   figure.replaceChildren();
   const caption = document.createElement("figcaption");
   caption.textContent = chart.title;
-  const svg = element("svg", {viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": chart.title});
+  const svg = element("svg", {viewBox: `0 0 ${width} ${height}`, height, role: "img", tabindex: 0, "aria-label": chart.title});
   const legend = document.createElement("ul");
   legend.className = "legend";
+  legend.setAttribute("aria-live", "polite");
   figure.append(caption, svg, legend);
   if (!chart.series.some(s => s.y.some(y => y !== null))) {
     element("text", {x: margin.left, y: height / 2}, svg, "no number yet");
@@ -121,22 +125,35 @@ function draw(figure) {
         if (nearer) best = i;
       });
       const place = series.x[best], other = chart.step ? place === series.x.at(-1) && place < x : place !== x;
-      value.textContent = best < 0 ? "" : words(series.y[best]) + (series.low && series.low[best] !== null
-        ? ` ± ${words((series.high[best] - series.low[best]) / 4)}` : "") + (chart.unit || "")
+      value.textContent = best < 0 ? "" : ywords(chart, series.y[best]) + (series.low && series.low[best] !== null
+        ? ` ± ${ywords(chart, (series.high[best] - series.low[best]) / 4)}` : "") + (chart.unit || "")
         + (other ? ` (${chart.xname} ${xwords(chart, place)})` : "");  // a curve that has ended, or was not evaluated
     }
   }
   show(last);
-  svg.addEventListener("pointermove", event => {
-    const box = svg.getBoundingClientRect(), place = (event.clientX - box.left) / box.width * width;
-    const all = [...new Set(rows.flatMap(r => r.series.x))];
-    const x = all.reduce((a, b) => Math.abs(X(b) - place) < Math.abs(X(a) - place) ? b : a);
+  const all = [...new Set(rows.flatMap(r => r.series.x))].sort((a, b) => a - b);
+  let chosen = all.indexOf(last);
+  function point(x) {
+    chosen = all.indexOf(x);
     pointer.setAttribute("x1", X(x)); pointer.setAttribute("x2", X(x)); pointer.setAttribute("visibility", "visible");
     at.setAttribute("x", Math.min(Math.max(X(x), margin.left + 30), width - 40)); at.textContent = `${chart.xname} ${xwords(chart, x)}`;
     show(x);
-  });
-  svg.addEventListener("pointerleave", () => {
+  }
+  function leave() {
+    chosen = all.indexOf(last);
     pointer.setAttribute("visibility", "hidden"); at.textContent = ""; show(last);
+  }
+  svg.addEventListener("pointermove", event => {
+    const box = svg.getBoundingClientRect(), place = (event.clientX - box.left) / box.width * width;
+    point(all.reduce((a, b) => Math.abs(X(b) - place) < Math.abs(X(a) - place) ? b : a));
+  });
+  svg.addEventListener("pointerleave", leave);
+  svg.addEventListener("blur", leave);
+  svg.addEventListener("keydown", event => {
+    const to = {ArrowLeft: chosen - 1, ArrowRight: chosen + 1, Home: 0, End: all.length - 1}[event.key];
+    if (to === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    point(all[Math.min(Math.max(to, 0), all.length - 1)]);
   });
 }
 
