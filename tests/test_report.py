@@ -291,6 +291,12 @@ def test_the_learning_rates_of_an_axis_are_few_plain_numbers_side_by_side(tmp_pa
         assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
+def test_the_axis_of_epochs_begins_with_the_training_and_counts_whole_epochs(tmp_path):
+    rows = group_runs([write(tmp_path / "a", val=[90.0, 80.0, 70.0, 60.0])])
+    axes = band_figure("four epochs", ["a"], rows).axes[-1]
+    assert axes.get_xlim()[0] == 0 and all(tick == int(tick) for tick in axes.get_xticks())
+
+
 def test_more_rows_than_colours_are_all_drawn(tmp_path):
     rows = group_runs([write(tmp_path / str(kn), val=[90.0, 50.0], kn=kn) for kn in range(1, 10)])
     picture = band_figure("nine", [str(row.global_batch) for row in rows], rows)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lbsgd.report.curves import add_legend, label_learning_rate, lr_steps
 from lbsgd.report.families import Family
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-STYLES = ("-", "--", "-.", ":")  # a second way to tell rows apart, for print and for the colour-blind
-LABEL_WIDTHS = {1: 85, 2: 40}  # letters of a curve's name, by the number of columns that then fit into the picture
+# A second way to tell rows apart, for print and for the colour-blind, with widths that make them equally heavy.
+STYLES: tuple[Any, ...] = (("-", 1.5), ("--", 1.6), ("-.", 1.7), ((0, (1, 0.8)), 2.2))
+LABEL_WIDTHS = {1: 85, 2: 44}  # letters of a curve's name, by the number of columns that then fit into the picture
 LEGEND_LINES = 8  # a picture 8 inches high has room for these; more lines make it higher
 SALT = "lbsgd"  # makes the names inside an SVG deterministic
 
@@ -37,16 +38,18 @@ def band_figure(title: str, names: Sequence[str], rows: Sequence[Group]) -> Figu
     shown = curve_keys(rows[0].runs[0])
     *panels, lr = picture.subplots(len(shown) + 1, 1, sharex=True, height_ratios=[3] * len(shown) + [1])
     names, lines = [legend_name(*each) for each in zip(names, rows, strict=True)], []
-    for name, row, colour, style in zip(names, rows, cycle(COLOURS), cycle(STYLES), strict=False):
-        runs = row.shown
+    for name, row, colour, (dashes, width) in zip(names, rows, cycle(COLOURS), cycle(STYLES), strict=False):
+        runs, look = row.shown, {"color": colour, "linestyle": dashes, "linewidth": width}
         bands = [band_of(name, runs, key) for _, key, _ in shown]
-        [line, *_] = [draw_band(axes, band, colour, style) for axes, band in zip(panels, bands, strict=True)]
+        [line, *_] = [draw_band(axes, band, look) for axes, band in zip(panels, bands, strict=True)]
         lines.append(line)
-        lr.plot(*lr_steps(runs[0]), style, color=colour, drawstyle="steps-post")
+        lr.plot(*lr_steps(runs[0]), **look, drawstyle="steps-post")
     for axes, (curve, _, unit) in zip(panels, shown, strict=True):
         axes.set(ylabel=f"{curve} ({unit})" if unit else curve)
         begin_at_zero(axes, unit)
     label_learning_rate(lr)
+    begin_epochs_at_zero(lr)
+    picture.align_ylabels()
     for axes in (*panels, lr):
         axes.grid(alpha=0.3)
     columns = 2 if max(map(len, names)) <= LABEL_WIDTHS[2] else 1
@@ -65,14 +68,22 @@ def legend_name(name: str, row: Group) -> str:
 
 def begin_at_zero(axes: Axes, unit: str) -> None:
     """Cut the axis to possible values, because a band of ± 2 std may reach below 0 % and above 100 %."""
-    top = axes.get_ylim()[1]
+    highest = axes.dataLim.y1
+    top = 1.05 * highest if 0 < highest < math.inf else axes.get_ylim()[1]  # infinite if nothing is drawn
     axes.set_ylim(0, min(top, 100) if unit == "%" else top)
 
 
-def draw_band(axes: Axes, band: Series, colour: str, style: str) -> Line2D:
+def begin_epochs_at_zero(axes: Axes) -> None:
+    """Begin the axis where training begins, and label whole epochs only."""
+    axes.set_xlim(left=0)
+    axes.locator_params(axis="x", integer=True)
+
+
+def draw_band(axes: Axes, band: Series, look: Mapping[str, Any]) -> Line2D:
+    """Draw a mean and its band. A single point, which no line joins, is marked."""
     y, low, high = map(gaps, (band.y, band.low or band.y, band.high or band.y))
-    axes.fill_between(band.x, low, high, color=colour, alpha=0.2, linewidth=0)
-    [line] = axes.plot(band.x, y, ("." if len(band.x) == 1 else "") + style, color=colour, linewidth=1.5)
+    axes.fill_between(band.x, low, high, color=look["color"], alpha=0.2, linewidth=0)
+    [line] = axes.plot(band.x, y, marker="." if len(band.x) == 1 else "", **look)
     return line
 
 
