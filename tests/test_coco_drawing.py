@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from PIL import Image
 from tool_modules import load_tool
 
 from lbsgd.errors import DataError
+from lbsgd.report.picture import empty_picture
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,20 @@ def draw(tool, scenes, tmp_path, monkeypatch):
 
 def test_images_without_objects_or_with_crowds_only_are_drawn(draw):
     assert draw("--num_images", "3") > (0, 0)
+
+
+def test_names_lie_inside_the_picture_on_colours_that_a_dark_image_shows(tool):
+    picture = empty_picture()
+    axes = picture.subplots()
+    mask = torch.zeros(40, 40)
+    objects = [(torch.tensor([left, 0.0, left + 9.0, 9.0]), mask, f"cat {left:.0f}") for left in range(0, 28, 4)]
+    tool.show(axes, torch.zeros(3, 40, 40), objects, "found")
+    picture.draw_without_rendering()
+    frame = axes.get_window_extent()
+    assert all(frame.y1 >= words.get_window_extent().y1 - 1 for words in axes.texts)
+    assert [words.get_text() for words in sorted(axes.texts, key=lambda words: -words.zorder)][0] == "cat 0"
+    shades = [sum(to_rgb(box.get_edgecolor())) for box in axes.patches]
+    assert len(shades) == 7 and min(shades) > 1
 
 
 def test_an_image_too_thin_for_the_runs_sizes_is_refused_as_in_the_run(draw):

@@ -24,6 +24,7 @@ from lbsgd.train.run import WEIGHTS_NAME
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 COLUMNS, LEAST_SCORE = 6, 0.5
+ON_IMAGES = [*COLOURS[:-1], "#F0E442"]  # yellow in place of black, which a dark image hides
 
 
 def main() -> None:
@@ -106,13 +107,21 @@ def found_in(detector, pixels: torch.Tensor, names: dict[int, str]):
 def show(axes, pixels: torch.Tensor, objects, title: str) -> None:
     axes.imshow(pixels.permute(1, 2, 0))
     axes.set_title(title, fontsize="x-small", loc="left", color="dimgrey")
+    axes.set_anchor("NW")  # images of other shapes begin at the same edges
     for number, (box, mask, words) in enumerate(objects):
-        colour = COLOURS[number % len(COLOURS)]
+        colour = ON_IMAGES[number % len(ON_IMAGES)]
         left, top, right, bottom = box.tolist()
         axes.add_patch(rectangle(left, top, right - left, bottom - top, colour))
         if min(mask.shape) > 1:  # a contour needs two pixels each way
             axes.contour(mask.float(), levels=[0.5], colors=colour, linewidths=0.8)
-        axes.text(left, top - 1, words, color=colour, fontsize="x-small", parse_math=False)  # a name may hold dollars
+        name_object(axes, words, (left - 0.5, max(top - 0.5, 0)), colour, zorder=3 + 1 / (1 + number))
+
+
+def name_object(axes, words: str, corner: tuple[float, float], colour: str, zorder: float) -> None:
+    """Write black words on the box's colour at its corner, inside the picture. The first, surest one lies above all."""
+    patch = {"facecolor": colour, "edgecolor": "none", "pad": 0.6}
+    look = {"fontsize": 6, "ha": "left", "va": "top", "color": "black", "bbox": patch, "zorder": zorder}
+    axes.annotate(words, corner, (0.8, -0.8), textcoords="offset points", **look, parse_math=False)  # may hold dollars
 
 
 def rectangle(left: float, top: float, width: float, height: float, colour: str):
