@@ -35,10 +35,10 @@ def simulate(request):
     described = {"model": f"resnet8, {updates}", "simulated": {"updates": updates, "spread": spread}}
     with ExitStack() as stack:
         simulation = opened(request, DigitsResNet(), described, stack, asynchronous=updates == "async", spread=spread)
-        server, images = simulation.server, simulation.images
+        server = simulation.server
         for epoch in range(simulation.num_epochs):
-            training = server.train(images.train.epoch(epoch))
-            simulation.epoch({"epoch": epoch + 1, **training, **server.evaluate(images.val)})
+            training = server.train(simulation.train.epoch(epoch))
+            simulation.epoch({"epoch": epoch + 1, **training, **server.evaluate(simulation.val)})
         simulation.result()
 
 

@@ -45,14 +45,15 @@ def small_resnet(widths, blocks, stem_stride, num_classes, zero_last_gamma):
         shortcut = [nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width)] if stride == 2 else None
         layers.append(BasicBlock(before, width, stride, nn.Sequential(*shortcut) if shortcut else None))
         layers += [BasicBlock(width, width) for _ in range(blocks - 1)]
-    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes))
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), head := nn.Linear(widths[-1], num_classes)]
+    network = nn.Sequential(*layers)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if isinstance(module, BasicBlock) and zero_last_gamma:
             nn.init.zeros_(module.bn2.weight)
-    nn.init.normal_(network[-1].weight, std=0.01)
-    nn.init.zeros_(network[-1].bias)
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
     return network
 
 

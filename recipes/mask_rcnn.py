@@ -30,7 +30,7 @@ class MaskRCNN:
 
     name = "mask_rcnn_resnet50_fpn"
     counts, judged_by = (), DETECTOR
-    sizes = {}  # of the network, if they are not the paper's
+    sizes: dict = {}  # of the network, if they are not the paper's
 
     def __init__(self, request):
         self.request, self.names = request, request.val.names

@@ -43,8 +43,8 @@ class ResNet50:
             logits = network(images).float()
             hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             hits &= ~logits.isnan().any(1, keepdim=True)  # topk takes NaN as the largest, which would be class 0
-            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-            sums += torch.stack([loss, hits[:, 0].sum(), hits.sum(), loss.new_full((), len(labels))])
+            losses = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+            sums += torch.stack([losses, hits[:, 0].sum(), hits.sum(), losses.new_full((), len(labels))])
         loss, top1, top5, num_images = over_all_processes(sums)
         return {
             "val_loss": loss / num_images,

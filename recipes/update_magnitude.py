@@ -29,14 +29,14 @@ def compare(request):
     """Train, and log the two steps before each update."""
     with ExitStack() as stack:
         simulation = opened(request, DigitsResNet(), {"model": "resnet8, one large step"}, stack)
-        server, images = simulation.server, simulation.images
+        server = simulation.server
         for epoch in range(simulation.num_epochs):
-            batches = chunks(images.train.epoch(epoch), server.num_workers)
+            batches = chunks(simulation.train.epoch(epoch), server.num_workers)
             trained = [one_update(server, chunk, simulation.log) for chunk in batches]
             num_images = len(trained) * server.plan.global_batch
             error = {"train_top1_error_pct": 100 * sum(wrong for _, wrong in trained) / num_images}
             loss = {"train_loss": sum(loss for loss, _ in trained) / len(trained)}
-            simulation.epoch({"epoch": epoch + 1, **loss, **error, "seconds": 0.0, **server.evaluate(images.val)})
+            simulation.epoch({"epoch": epoch + 1, **loss, **error, "seconds": 0.0, **server.evaluate(simulation.val)})
         simulation.result()
 
 

@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/cluster"))
 
@@ -38,8 +39,9 @@ from lbsgd.errors import ConfigError
 from lbsgd.train.aggregation.phases import phases_of, runner
 from lbsgd.train.aggregation.placement import Placement
 
+Way = tuple[int | None, dict[str, Any] | None]  # the ZeRO stage, None for DDP, and the aggregation block
 PHASES = {"hierarchy": "servers", "between": "backend"}
-VARIANTS = {
+VARIANTS: dict[str, Way] = {
     "stage 0": (0, None),
     "ZeRO-1": (1, None),
     "DDP": (None, None),
@@ -52,15 +54,15 @@ BASES = ("stage 0", "DDP", "ZeRO-1")  # DeepSpeed's and torch's own variants
 OTHERS = 0.1  # maximum share of the CPU's time that other programs may take in a round
 
 
-def different(sizes: list[int]) -> dict:
+def different(sizes: list[int]) -> dict[str, Way]:
     """Return the variants that these hosts can run, each algorithm once, under the simplest of its names."""
-    found: dict = {}
+    found: dict[str, Way] = {}
     for name, (stage, block) in VARIANTS.items():
         try:
             how = block and choose(Aggregation(**block), sizes, "gloo").as_dict()
         except ConfigError:  # halving/doubling between three hosts
             continue
-        if block == PHASES and how["hierarchy"] == "flat":  # with one process per host, or one host
+        if block == PHASES and how and how["hierarchy"] == "flat":  # with one process per host, or one host
             name = name.replace("three phases", "flat")
         found.setdefault(name, (stage, block))
     return found
@@ -88,7 +90,7 @@ class Variant:
         model = lbsgd.resnet("resnet50", 1000)
         self.images = torch.randn(micro_batch, 3, 32, 32)
         self.labels = torch.randint(0, 1000, (micro_batch,))
-        self.engine = None
+        self.engine: Any = None
         if stage is None:
             self.model = torch.nn.parallel.DistributedDataParallel(model)
             self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True)

@@ -9,6 +9,7 @@ import itertools
 import platform
 import statistics
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -40,14 +41,14 @@ def hardware(device: torch.device) -> str:
     return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread(s)"
 
 
-def medians(layers: dict[str, nn.Module], x: torch.Tensor, repeats: int) -> list[float]:
+def medians(layers: Mapping[str, nn.Module], x: torch.Tensor, repeats: int) -> list[float]:
     """Return each layer's median milliseconds for a forward and backward."""
     steps = {name: pass_through(layer, x) for name, layer in layers.items()}
     found = in_turn(steps, x.device.type, rounds=repeats, calls=1, warm_up=WARM_UP)
     return [1000 * statistics.median(seconds) for seconds in found.values()]
 
 
-def measured(layers: dict[str, nn.Module], shape: tuple[int, int, int], device: torch.device, repeats: int) -> Table:
+def measured(layers: Mapping[str, nn.Module], shape: tuple[int, int, int], device: torch.device, repeats: int) -> Table:
     """Time torch's layer and ours, in this order, for every precision, layout and micro batch."""
     table = Table("precision", "layout", "micro batch", "torch, ms", "per worker, ms", "ratio")
     table.title = f"{' x '.join(map(str, shape))}, n = {PER_WORKER_BATCH}\n{hardware(device)}"

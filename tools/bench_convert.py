@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,12 +25,13 @@ from lbsgd.disk import is_there
 from lbsgd.errors import DataError, LbsgdError, print_error
 from lbsgd.processes.control_groups import usable_cores
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "again": dict(max_side=500, reencode=True),
     "short": dict(short_side=256),
     "copy": dict(max_side=65535),
     "default": dict(max_side=500),
 }
+IN_PROCESS: dict[str, Any] = {}  # what each process of `limit` works on
 FFCV_SIDE = {"again": 500, "copy": 65535, "default": 500}  # FFCV can only limit the longer side
 
 
@@ -52,7 +54,8 @@ def jpegs_of(images: Path) -> list[bytes]:
     else:
         try:
             with tarfile.open(images) as tar:
-                jpegs = [tar.extractfile(info).read() for info in tar if info.isfile() and info.name.endswith(".JPEG")]
+                files = [tar.extractfile(info) for info in tar if info.isfile() and info.name.endswith(".JPEG")]
+                jpegs = [file.read() for file in files if file]
         except (OSError, tarfile.TarError):
             raise DataError(f"--images {images} cannot be read as a tar; give a tar or a folder of JPEGs") from None
     if not jpegs:
@@ -129,14 +132,14 @@ def _limit_start(case: str, paths: list[Path]) -> None:
     from lbsgd.convert.settings import Settings
 
     cv2.setNumThreads(1)
-    _limit_start.settings, _limit_start.images = Settings(**CASES[case]), [path.read_bytes() for path in paths]
+    IN_PROCESS.update(settings=Settings(**CASES[case]), images=[path.read_bytes() for path in paths])
 
 
 def _limit_pass(_number: int) -> None:
     from lbsgd.convert.image import stored_image
 
-    for data in _limit_start.images:
-        stored_image(data, 0, _limit_start.settings, 1 << 23)
+    for data in IN_PROCESS["images"]:
+        stored_image(data, 0, IN_PROCESS["settings"], 1 << 23)
 
 
 def fidelity(ours: Path, theirs: Path) -> str:

@@ -15,6 +15,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from loader_contenders import BATCH, CONTENDERS, RESOLUTION
 from rich.console import Console
@@ -106,7 +107,7 @@ def measured(arguments):
         for name, contender in CONTENDERS.items()
         if name != "DALI, CPU" or find_spec("nvidia.dali")
     }
-    rounds = {name: [] for name in pipes}
+    rounds: dict[str, list[Any]] = {name: [] for name in pipes}
     for _ in range(arguments.rounds):
         for name, pipe in pipes.items():
             rounds[name].append(turn(name, pipe))

@@ -29,11 +29,11 @@ def measured_run():
     from resnet50 import ResNet50
 
     from lbsgd.commands.train import main as train
-    from lbsgd.processes import start
+    from lbsgd.processes import stopwatch
     from lbsgd.processes.launcher import launchers
 
     launcher, spawned = launchers()[-1], psutil.Process().create_time()
-    start.LONG_SECONDS = 0.0  # always print the line of a long start
+    stopwatch.LONG_SECONDS = 0.0  # always print the line of a long start
 
     class Timed(ResNet50):
         loss_called = False

@@ -11,6 +11,7 @@ import itertools
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import deepspeed_oracle
@@ -20,7 +21,7 @@ from deepspeed.runtime import lr_schedules
 from deepspeed_probe import describe
 
 NUM_STEPS = 50
-CANDIDATES = (100, 0.1, 0.5, 1, [1, 2], "min", {})  # for required arguments
+CANDIDATES: tuple[Any, ...] = (100, 0.1, 0.5, 1, [1, 2], "min", {})  # for required arguments
 BESIDE = {"nesterov": {"momentum": 0.9}}  # other arguments that an argument needs; a rule knows this pair (D25)
 ONE_BIT = {"onebitadam": "adam.OnebitAdam", "zerooneadam": "zoadam.ZeroOneAdam", "onebitlamb": "lamb.OnebitLamb"}
 NOT_JSON = ("params", "optimizer", "deepspeed", "self", "args", "kwargs")
@@ -85,7 +86,7 @@ def own_entry(name: str, thing: type) -> dict[str, Any]:
     momentum = {"cycles_momentum": True} if cycles_momentum(name) else {}
     if engine_takes(name, {"an_argument_that_nothing_knows": 1}):
         arguments = ("lr", "momentum", "weight_decay", "betas", "eps")
-        described = {each: describe(lambda value, each=each: engine_takes(name, {each: value})) for each in arguments}
+        described = {each: describe(partial(engine_takes_one, name, each)) for each in arguments}
         return {"required": [], "any_argument": True, **momentum, "params": described}
     found = entry(thing, OptimizerTrial(thing))
     for each in ("torch_adam", "adam_w_mode", "fp32_optimizer_states"):
@@ -94,6 +95,10 @@ def own_entry(name: str, thing: type) -> dict[str, Any]:
     if name in ("adam", "adamw"):
         found["params"]["adam_w_mode"] = {}  # the engine takes any value as true or false
     return {**found, **momentum}
+
+
+def engine_takes_one(name: str, argument: str, value: Any) -> bool:
+    return engine_takes(name, {argument: value})
 
 
 def engine_takes(name: str, arguments: dict[str, Any]) -> bool:
@@ -116,7 +121,7 @@ def is_subclass(thing: Any, parent: type) -> bool:
 
 def parameters(thing: type) -> Mapping[str, inspect.Parameter]:
     """Return the arguments of a constructor that a JSON can give."""
-    found = inspect.signature(thing.__init__).parameters
+    found = inspect.signature(thing.__init__).parameters  # type: ignore[misc]
     return {name: each for name, each in found.items() if name not in NOT_JSON}
 
 

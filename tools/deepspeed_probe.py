@@ -16,7 +16,8 @@ from typing import Any
 
 Trial = Callable[[Any], bool]
 
-ODD = (None, {}, [], [1], "x", "", True, -1000, 0, 1, -0.5, 0.0)  # code that takes all of these takes anything
+# Code that takes all of these takes anything.
+ODD: tuple[Any, ...] = (None, {}, [], [1], "x", "", True, -1000, 0, 1, -0.5, 0.0)
 INTS = (-1000, -2, -1, 0, 1, 2, 1000)
 FLOATS = (-1000.0, -1.0, -0.5, 0.0, 1e-3, 0.5, 1.0, 1.5, 1e3)
 TEXTS = ("", "x", "1", "0.5", "1e-3", "-1", "true", "None")

@@ -8,6 +8,7 @@ validation scenes its validation digits, so that a classifier trained on the for
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from render_digits import NUM_IMAGES, appearing, validation_positions
@@ -53,7 +54,8 @@ def write_split(folder: Path, split: str, number: int, digits, pool: list[int]) 
     from PIL import Image
 
     (folder / split).mkdir()
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for scene in range(number):
         random = np.random.default_rng([split == "val", scene])
         height, width = SIDES[scene % 2]

@@ -23,7 +23,7 @@ from lbsgd.report.run_log import LOG_NAME, RunLog, read_run
 from lbsgd.train.run import only_writer
 
 if TYPE_CHECKING:  # a wrong flag is reported before torch loads
-    from lbsgd.train.images import Images
+    from lbsgd.data.share import EvalData, TrainData
     from lbsgd.train.simulated import Server
     from lbsgd.train.task import Task
 
@@ -46,7 +46,8 @@ class Simulation:
     """The simulated workers of one process, their images, and the log, whose epochs are also printed."""
 
     server: Server
-    images: Images
+    train: TrainData
+    val: EvalData
     log: RunLog
     num_epochs: int
 
@@ -112,7 +113,8 @@ def opened(
     log = stack.enter_context(RunLog(request.output_dir, header, 0 if request.flags.resume else None))
     torch.set_num_threads(threads)  # FFCV has changed it
     server = Server(task.network(source.num_classes, plan), plan, asynchronous, spread)
-    return Simulation(server, images, log, request.flags.epochs or int(plan.num_epochs))
+    assert images.train, "a simulation trains"
+    return Simulation(server, images.train, images.val, log, request.flags.epochs or int(plan.num_epochs))
 
 
 def require_simulable(request: Request) -> None:

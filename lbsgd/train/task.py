@@ -22,8 +22,12 @@ class Task(Protocol):
     """
 
     name: str
-    counts: tuple[str, ...]
-    judged_by: tuple[Measure, ...]
+
+    @property
+    def counts(self) -> tuple[str, ...]: ...
+
+    @property
+    def judged_by(self) -> tuple[Measure, ...]: ...
 
     def network(self, num_classes: int, plan: Plan) -> torch.nn.Module:
         """Build the network, the same on every process."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import llvmlite.binding
 import numpy as np
@@ -37,7 +37,7 @@ class Crops(NamedTuple):
     of_pixels: Callable
 
 
-def by_name(function) -> types.ExternalFunction:
+def by_name(function: Any) -> Any:
     """Return a function of the kernels for compiled code, which finds it by name, not by address.
 
     An address differs from process to process, and code that holds one cannot be kept (`kept_code.py`).
