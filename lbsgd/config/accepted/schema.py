@@ -48,7 +48,16 @@ class Accepted:
 
     def inside(self, block: str) -> frozenset[str]:
         """The keys that DeepSpeed reads one by one inside a block; it ignores all others there."""
-        return frozenset(path.partition(".")[2] for path in self.keys if path.startswith(f"{block}."))
+        return self.keys_of_blocks.get(block, frozenset())
+
+    @cached_property
+    def keys_of_blocks(self) -> Mapping[str, frozenset[str]]:
+        """The keys of `inside` for each top-level block that has some."""
+        found: dict[str, set[str]] = {}
+        for block, _, inner in (path.partition(".") for path in self.keys):
+            if inner:
+                found.setdefault(block, set()).add(inner)
+        return {block: frozenset(inner) for block, inner in found.items()}
 
     def reads(self, key: str) -> bool:
         """Whether a key at the top level, or directly inside a block there, is read."""

@@ -233,5 +233,4 @@ NOTHING = {"null": False, "bool": [], "int": [], "float": [], "text": {"any": Fa
 def block_names(json: Document) -> list[str]:
     """Return the top-level keys that hold blocks."""
     accepted = json.accepted
-    lax = {path.partition(".")[0] for path in accepted.keys if "." in path}
-    return sorted({*accepted.blocks, *lax, *OPTIMIZER_BLOCKS, "lbsgd"})
+    return sorted({*accepted.blocks, *accepted.keys_of_blocks, *OPTIMIZER_BLOCKS, "lbsgd"})
