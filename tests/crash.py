@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import processes  # noqa: F401  imported first, because it preloads less than this module, and the last one counts
 import pytest
+from processes import LATE_IN_ZERO  # imported first: it preloads less than this module, and the last one counts
 
 from lbsgd.config.json_file import read_json
 from lbsgd.processes.ports import free_port
@@ -31,9 +31,9 @@ RECIPE, SMALL = str(TESTS / "crash_recipe.py"), str(TESTS / "cluster/small.py")
 PATIENCE_SECONDS = 120  # enough even on a busy machine
 
 forking = multiprocessing.get_context("forkserver")
-# All that a run imports, including what torch and lbsgd import late. None of these starts a thread.
+# All that a run imports, including what torch, lbsgd and DeepSpeed import late. None of these starts a thread.
 forking.set_forkserver_preload(
-    ["lbsgd.train.session", "torch._dynamo", "torch.distributed.fsdp", "matplotlib.figure", "pytest"]
+    ["lbsgd.train.session", "torch._dynamo", LATE_IN_ZERO, "torch.distributed.fsdp", "matplotlib.figure", "pytest"]
 )
 
 

@@ -12,7 +12,8 @@ import torch.multiprocessing
 from lbsgd.processes.ports import free_port
 
 # Processes are forked from one that has done the slow imports. None of them starts threads or touches a GPU.
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch._dynamo", "lbsgd.train.engine"])
+LATE_IN_ZERO = "deepspeed.runtime.zero.muon.muon_optimizer"  # imported by ZeRO's first engine, with torch's inductor
+multiprocessing.get_context("forkserver").set_forkserver_preload(["torch._dynamo", "lbsgd.train.engine", LATE_IN_ZERO])
 
 
 def in_processes(world_size, function, *arguments):
