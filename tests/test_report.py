@@ -293,8 +293,15 @@ def test_the_learning_rates_of_an_axis_are_few_plain_numbers_side_by_side(tmp_pa
 
 def test_the_axis_of_epochs_begins_with_the_training_and_counts_whole_epochs(tmp_path):
     rows = group_runs([write(tmp_path / "a", val=[90.0, 80.0, 70.0, 60.0])])
-    axes = band_figure("four epochs", ["a"], rows).axes[-1]
-    assert axes.get_xlim()[0] == 0 and all(tick == int(tick) for tick in axes.get_xticks())
+    for picture in (band_figure("four epochs", ["a"], rows), figure(rows[0].runs[0])):
+        axes = picture.axes[-1]
+        assert axes.get_xlim()[0] == 0 and all(tick == int(tick) for tick in axes.get_xticks())
+
+
+def test_the_curves_of_a_run_take_the_width_of_the_picture(tmp_path):
+    picture = figure(write(tmp_path / "a_name_of_many_letters", val=[90.0, 80.0]))
+    picture.draw_without_rendering()
+    assert all(axes.get_position().width > 0.85 for axes in picture.axes)
 
 
 def test_more_rows_than_colours_are_all_drawn(tmp_path):

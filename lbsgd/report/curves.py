@@ -34,13 +34,14 @@ def figure(run: LoggedRun) -> Figure:
     error, lr = picture.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     line = draw_errors(error, run)
     draw_learning_rate(lr, run)
-    lr.set_xlim(left=0)
     label_learning_rate(lr)
+    begin_epochs_at_zero(lr)
+    picture.align_ylabels()
     for axes in (error, lr):
         axes.grid(alpha=0.3)
     title = "final validation error (%)" if run.measures[0].key == TOP1.key else "final number on validation images"
     [name] = names_of([run])
-    add_legend(picture, title, handles=[line], labels=[f"{name}  {percent(run.value)}"], loc="outside right upper")
+    add_legend(picture, title, handles=[line], labels=[f"{name}  {percent(run.value)}"], loc="outside upper center")
     return picture
 
 
@@ -102,6 +103,12 @@ def label_learning_rate(axes: Axes) -> None:
         ticks = [axes.dataLim.y0, axes.dataLim.y1]
     shown = {f"{tick:.3g}": tick for tick in ticks[:: math.ceil(len(ticks) / 4)]}
     axes.set_yticks([*shown.values()], [*shown])
+
+
+def begin_epochs_at_zero(axes: Axes) -> None:
+    """Begin the axis where training begins, and label whole epochs only."""
+    axes.set_xlim(left=0)
+    axes.locator_params(axis="x", integer=True)
 
 
 def marker(points: Collection[Any]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from lbsgd.report.curves import add_legend, label_learning_rate, lr_steps
+from lbsgd.report.curves import add_legend, begin_epochs_at_zero, label_learning_rate, lr_steps
 from lbsgd.report.families import Family
 from lbsgd.report.group_page import band_of, by_outcome, curve_keys, means_of
 from lbsgd.report.groups import Group
@@ -71,12 +71,6 @@ def begin_at_zero(axes: Axes, unit: str) -> None:
     highest = axes.dataLim.y1
     top = 1.05 * highest if 0 < highest < math.inf else axes.get_ylim()[1]  # infinite if nothing is drawn
     axes.set_ylim(0, min(top, 100) if unit == "%" else top)
-
-
-def begin_epochs_at_zero(axes: Axes) -> None:
-    """Begin the axis where training begins, and label whole epochs only."""
-    axes.set_xlim(left=0)
-    axes.locator_params(axis="x", integer=True)
 
 
 def draw_band(axes: Axes, band: Series, look: Mapping[str, Any]) -> Line2D:
