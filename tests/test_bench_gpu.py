@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from commands import script
 from PIL import Image
 from tool_modules import load_tool
 
@@ -41,9 +42,11 @@ def running():
 
 
 def bench(*arguments):
-    """Run the tool as a user does. Return its exit code and its output."""
-    command = [sys.executable, "tools/bench_gpu.py", *map(str, arguments)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    """Run the tool in a process with the imports already done. Return its exit code and its output.
+
+    The tests of signals start the tool as a user does.
+    """
+    run = script(ROOT / "tools/bench_gpu.py", *arguments)
     return run.returncode, run.stdout + run.stderr
 
 

@@ -31,7 +31,8 @@ from lbsgd.processes.signals import STOP_SIGNALS, at_a_signal
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 480.0
-IMPORTED_ONCE = ("lbsgd.train.session", "torch._dynamo")  # for parts on a CPU; each part on a GPU imports them itself
+# For parts on a CPU; each part on a GPU imports them itself. ZeRO's first engine imports Muon, with torch's inductor.
+IMPORTED_ONCE = ("lbsgd.train.session", "torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer")
 
 
 def about(device: str) -> dict[str, str]:

@@ -85,7 +85,7 @@ ON_A_CPU = Sizes(
     fed_updates=5,
     images_to_feed=24,
     blocks="as they are",
-    backend="aot_eager",
+    backend="eager",
     is_small=True,
 )
 

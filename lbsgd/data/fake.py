@@ -25,7 +25,8 @@ class _Pool:
 
     def batches(self, numbers: np.ndarray, batch: int) -> Batches:
         places = torch.from_numpy((numbers % POOL_SIZE).astype(np.int64)).to(self.images.device)
-        for part in places.split(batch) if len(places) else ():
+        for first in range(0, len(places), batch):  # split() would make a view for each batch of the epoch at once
+            part = places[first : first + batch]
             yield self.images[part], part % self.num_classes
 
 
