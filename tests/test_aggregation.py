@@ -17,7 +17,7 @@ from aggregating import (
     run,
     same_bits,
 )
-from oracle import BOUND, distance, network
+from oracle import BOUND, ITERATIONS, distance, network
 from processes import in_processes
 from small_engine import recipe, trained
 from torch import nn
@@ -191,7 +191,6 @@ def test_what_back_propagation_waits_for_aggregation_is_counted(of_two):
 
 
 HOSTS = {"4x1": (1, 1, 1, 1), "2x2": (2, 2), "1x4": (4,)}
-SHORT = 6  # of the oracle's iterations, each with another learning rate
 OF_THE_ORACLE = [(stage, micro_batch) for stage in (0, 1, 2) for micro_batch in (8, 16)]  # 2 passes and 1
 
 
@@ -238,11 +237,11 @@ def sums():
 
 
 def of_oracle(stage, micro_batch):
-    """The state after a part of the oracle's run. At stage 2 DeepSpeed itself reduces."""
+    """The state after the oracle's run. At stage 2 DeepSpeed itself reduces."""
     values = recipe(stage, micro_batch=micro_batch)
     values["lbsgd"]["aggregation"] = OURS
     values["zero_optimization"] |= {"reduce_bucket_size": 500, "overlap_comm": True}
-    return trained(values, last=SHORT)[0]
+    return trained(values)[0]
 
 
 def resumed():
@@ -288,7 +287,7 @@ def test_a_rings_bits_depend_on_placement(of_four):
 
 
 def test_four_processes_hold_the_oracles_weights_statistics_and_momentum(of_four):
-    weights, momentum = oracle.train(network(), SHORT)
+    weights, momentum = oracle.train(network(), ITERATIONS)
     for case in OF_THE_ORACLE:
         state = of_four[case]
         assert distance(state.weights, weights) < BOUND and distance(state.momentum, momentum) < BOUND, case
