@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lbsgd.config.keypath import is_same
+
 SPACE = re.compile(r"[ \t\n\r]*")
 BEFORE_NAME = re.compile(r"[ \t\n\r]*,?[ \t\n\r]*")
 COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
@@ -43,7 +45,7 @@ def with_values(text: str, values: Mapping[str, Any]) -> str:
 def changed(text: str, value: Any) -> str:
     """Return a value's text, changed to express another value."""
     before = json.loads(text)
-    if json.dumps(before) == json.dumps(value):  # as text, because in Python 5 == 5.0 and True == 1
+    if is_same(before, value):
         return text
     if not (before and value and isinstance(before, dict) and isinstance(value, dict)):
         return json.dumps(value, ensure_ascii=False)

@@ -56,6 +56,11 @@ def put(config: dict[str, Any], key: str, value: Any) -> None:
         config[last] = value
 
 
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two JSON values have the same text, unlike 5 and 5.0, or 1 and true, which Python calls equal."""
+    return json.dumps(one) == json.dumps(other)
+
+
 class MISSING:
     """Stands for the value of a missing key, as opposed to null."""
 
@@ -70,7 +75,7 @@ def differences(before: Any, after: Any, path: str = "", written: Callable[[Any]
                 before.get(key, MISSING), after.get(key, MISSING), f"{path}.{key}" if path else key, written
             )
         )
-    if MISSING not in (before, after) and json.dumps(before) == json.dumps(after):  # as text: in Python True == 1
+    if MISSING not in (before, after) and is_same(before, after):
         return ()
     old, new = ("(none)" if value is MISSING else written(value) for value in (before, after))
     return (f"{path}: {old} -> {new}",)

@@ -28,6 +28,11 @@ def loss_of(measured: Mapping[int, tuple[float, float]], planned: Planned) -> pu
     return published.loss_of(measured, planned.global_batch)
 
 
+def has_imagenets_size(planned: Planned) -> bool:
+    """Whether the data are as many as ImageNet's, for which the paper chose its numbers."""
+    return planned.recipe.num_images > 10**6
+
+
 def is_scaled_up(planned: Planned) -> bool:
     """Whether the global batch is larger than base_lr's."""
     return planned.global_batch > planned.recipe.linear_scaling.base_batch
@@ -107,7 +112,7 @@ def other_scaling(planned: Planned) -> Iterator[Hit]:
 def other_base_lr(planned: Planned) -> Iterator[Hit]:
     scaling = planned.recipe.linear_scaling
     factor = scaling.base_lr / scaling.base_batch / (0.1 / 256)
-    if planned.recipe.num_images > 10**6 and not 0.51 < factor < 1.99:
+    if has_imagenets_size(planned) and not 0.51 < factor < 1.99:
         said = f"is {scaling.base_lr:g} for {scaling.base_batch} images, {factor:g} times the paper's"
         tried = {0.5: published.HALF_LR, 2.0: published.DOUBLE_LR}
         measured = next((tried[each] for each in tried if math.isclose(factor, each, rel_tol=0.02)), None)
@@ -178,7 +183,7 @@ def statistics_of_all(planned: Planned) -> Iterator[Hit]:
 def other_n(planned: Planned) -> Iterator[Hit]:
     n, recipe = planned.per_worker_batch, planned.recipe
     is_used = recipe.detection is None and recipe.batch_norm.scope == "worker"  # detectors have M04, scope all R14
-    if is_used and recipe.num_images > 10**6 and n != published.PER_WORKER_BATCH:
+    if is_used and has_imagenets_size(planned) and n != published.PER_WORKER_BATCH:
         said = f"is {n}: another loss function than that of n = {published.PER_WORKER_BATCH}"
         yield deviation("lbsgd.batch_norm.per_worker_batch", said, "Sec. 2.3", planned)
 

@@ -25,7 +25,7 @@ from lbsgd.config.json_file import (
     without_repetition,
     write_values,
 )
-from lbsgd.config.keypath import differences, put, shown
+from lbsgd.config.keypath import differences, is_same, put, shown
 from lbsgd.config.schema import Recipe
 from lbsgd.disk import require_shallow
 from lbsgd.errors import ConfigError
@@ -82,7 +82,7 @@ def findings_of_file(config: Mapping[str, Any], version: str | None) -> tuple[Fi
     reads the file with Python's json, such as Hugging Face's Trainer.
     """
     found, as_read = findings_of(config, version), as_hjson(config)
-    if "lbsgd" in config or json.dumps(as_read) == json.dumps(config):
+    if "lbsgd" in config or is_same(as_read, config):
         return found
     read = findings_of(as_read, version)
     alone = {(finding.code, finding.key) for finding in found if finding.severity == "error"}
