@@ -1,5 +1,6 @@
 """Tools refuse wrong arguments in one line, and the small tools do what they say."""
 
+import contextlib
 import importlib
 import io
 import multiprocessing
@@ -10,14 +11,17 @@ import signal
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from cifar10 import SmallResNet
 from commands import ROOT, command, environment_with, refused, script
 from mask_rcnn_digits import SmallMaskRCNN
 from PIL import Image
+from processes import in_processes
 from tool_modules import TOOLS, load_tool
 
 from lbsgd.config.generate import generate
@@ -232,11 +236,22 @@ def test_both_sides_of_the_bench_of_a_cpu_are_on_the_cpu_where_there_is_a_gpu():
     assert done.stdout == "False True cpu\n", done.stderr
 
 
-def test_a_step_is_measured_and_printed():
-    done = script("tools/bench_step.py", "--rounds", 2)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^lbsgd / a bare PyTorch loop: \d\.\d{3} \[\S+, \S+\] \(plain ", done.stdout, re.MULTILINE)
-    assert done.stdout.count("every 50 iterations") == 2
+def small_bench_of_a_step(data):
+    """What tools/bench_step.py prints with a small network and small images."""
+    tool, printed = load_tool("bench_step"), io.StringIO()
+    tool.SIZES, tool.ResNet18 = replace(tool.SIZES, resolution=16, warm_up=1), SmallResNet
+    sys.argv = ["bench_step.py", "--rounds", "2", "--data_dir", str(data)]
+    with contextlib.redirect_stdout(printed):
+        code = tool.main()
+    return code, printed.getvalue()
+
+
+def test_a_step_is_measured_and_printed(digits_data):
+    [(code, printed)] = in_processes(1, small_bench_of_a_step, digits_data)
+    assert code == 0 and "64 images of 16x16, n = 32" in printed
+    assert re.search(r"^lbsgd / a bare PyTorch loop: \d\.\d{3} \[\S+, \S+\] \(plain ", printed, re.MULTILINE)
+    assert printed.count("every 50 iterations") == 2
+    assert re.search(r"^waiting for data: .* images/s\)$", printed, re.MULTILINE)
 
 
 # --- bench_batchnorm --------------------------------------------------------------------------------------------------

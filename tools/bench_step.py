@@ -43,28 +43,32 @@ from lbsgd.report.bench_tables import value_words
 from lbsgd.train.engine import start_processes
 
 ROOT = Path(__file__).resolve().parent.parent
-IMAGES, WARM_UP, OFTEN, WINDOWS = 64, 3, 50, 10
-SIZES = replace(ON_A_CPU, resolution=64, per_worker_batch=32, step_batch=IMAGES)
+OFTEN, WINDOWS = 50, 10
+SIZES = replace(ON_A_CPU, resolution=64, per_worker_batch=32, step_batch=64, warm_up=3)
+
+
+def update_plan(given, **settings):
+    return plan_for(given, given.sizes.step_batch, "fp32", **settings)
 
 
 def against_plain(given, rounds):
     """Compare the trainer's own update, with everything that it does besides computing, with a bare loop."""
-    plan = plan_for(given, IMAGES, "fp32")
+    plan = update_plan(given)
     steps = {"plain": plain_step(given, plan, with_batch_norm(plan, "loop")), "lbsgd": our_step(given, plan)}
-    found = measured(steps, rounds)
+    found = measured(given, steps, rounds)
     return compared("lbsgd / a bare PyTorch loop", found, "lbsgd", "plain")
 
 
 def with_checkpoints(given, rounds):
     """Measure what a checkpoint adds, counted as if no core were free for its thread."""
-    plan = plan_for(given, IMAGES, "fp32")
+    plan = update_plan(given)
     trainer = our_trainer(given, plan)
 
     def checkpoint():
         trainer.save()
         trainer.saver.wait()
 
-    found = measured({"update": step_of(trainer, plan), "checkpoint": checkpoint}, rounds)
+    found = measured(given, {"update": step_of(trainer, plan), "checkpoint": checkpoint}, rounds)
     trainer.saver.close()
     return every_50th("a checkpoint every 50 iterations / none", found["update"], found["checkpoint"])
 
@@ -72,14 +76,14 @@ def with_checkpoints(given, rounds):
 def with_diagnostics(given, rounds):
     """Measure what `diagnostics.gradient_noise` adds to updates of two passes, the two chunks that it needs."""
     settings = {"update": (), "with noise": ("lbsgd.diagnostics.gradient_noise=1",)}  # 1, to time each measurement
-    plans = {name: plan_for(given, IMAGES, "fp32", passes=2, more=more) for name, more in settings.items()}
-    found = measured({name: our_step(given, plan) for name, plan in plans.items()}, rounds)
+    plans = {name: update_plan(given, passes=2, more=more) for name, more in settings.items()}
+    found = measured(given, {name: our_step(given, plan) for name, plan in plans.items()}, rounds)
     more = [noisy - update for noisy, update in zip(found["with noise"], found["update"], strict=True)]
     return every_50th("gradient noise every 50 iterations / never, 2 passes", found["update"], more)
 
 
-def measured(steps, rounds):
-    return in_turn(steps, "cpu", rounds=rounds, calls=1, warm_up=WARM_UP)
+def measured(given, steps, rounds):
+    return in_turn(steps, "cpu", rounds=rounds, calls=1, warm_up=given.sizes.warm_up)
 
 
 def every_50th(name, update, more):
@@ -91,11 +95,11 @@ def every_50th(name, update, more):
 
 def waiting(given, rounds, data):
     """Measure the share of its time that the trainer waits for the loader."""
-    plan = plan_for(given, IMAGES, "fp32", num_images=data.train.num_images)
+    plan = update_plan(given, num_images=data.train.num_images)
     trainer = our_trainer(given, plan)
     loader = loader_for(data.train, plan, trainer.engine.device, torch.get_num_threads())
     batches = without_end(loader.epoch)
-    window(trainer, batches, WARM_UP)
+    window(trainer, batches, given.sizes.warm_up)
     waits, speeds = zip(*(window(trainer, batches, max(1, rounds // WINDOWS)) for _ in range(WINDOWS)), strict=True)
     loader.close()
     return mean_figure("waiting for data", waits, unit="% of the time", beside=f"{median(speeds):.0f} images/s")
@@ -112,7 +116,8 @@ def main():
         print_error(error)
         return error.exit_code
     start_processes()
-    print(f"ResNet-18, {IMAGES} images of 64x64, n = 32, fp32, {torch.get_num_threads()} threads, CPU time")
+    images, side, n, threads = SIZES.step_batch, SIZES.resolution, SIZES.per_worker_batch, torch.get_num_threads()
+    print(f"ResNet-18, {images} images of {side}x{side}, n = {n}, fp32, {threads} threads, CPU time")
     with tempfile.TemporaryDirectory() as folder:
         given = BenchSettings(SIZES, "cpu", ROOT, Path(folder), None, ResNet18())
         parts = [against_plain, with_checkpoints, with_diagnostics]
