@@ -1,14 +1,13 @@
 """`initialize` in a program whose processes have met, have parted again, or know only a part of their place."""
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing
-from commands import LAUNCHERS, ROOT, command
+from commands import LAUNCHERS, script
 from small_engine import recipe
 
 import lbsgd
@@ -28,27 +27,32 @@ def train():
 """
 
 
-def done(code, stage=0, **environment):
-    """Run a program without a launcher."""
-    program = NETWORK.replace("STAGE", str(stage)) + code
-    return command(sys.executable, "-W", "ignore", "-c", program, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}", **environment)
+@pytest.fixture
+def done(tmp_path):
+    """Return a function that runs a program without a launcher."""
+
+    def run(code, stage=0, **environment):
+        (tmp_path / "program.py").write_text(NETWORK.replace("STAGE", str(stage)) + code)
+        return script(tmp_path / "program.py", **environment)
+
+    return run
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-def test_a_program_that_has_initialised_torch_distributed_by_itself_trains_and_compiles_nothing(stage, tmp_path):
+def test_a_program_that_has_initialised_torch_distributed_by_itself_trains_and_compiles_nothing(done, stage, tmp_path):
     group = "torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)\n"
-    ran = done(group + "train()", stage, TORCH_EXTENSIONS_DIR=str(tmp_path))
+    ran = done(group + "train()", stage, TORCH_EXTENSIONS_DIR=str(tmp_path / "compiled"))
     assert ran.returncode == 0, ran.stderr
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "compiled").exists()
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-def test_processes_that_have_parted_meet_again(stage):
+def test_processes_that_have_parted_meet_again(done, stage):
     ran = done("train(); torch.distributed.destroy_process_group(); train()", stage)
     assert ran.returncode == 0, ran.stderr
 
 
-def test_without_an_address_to_meet_at_the_variable_is_named():
+def test_without_an_address_to_meet_at_the_variable_is_named(done):
     ran = done("train()", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
     assert "ConfigError: MASTER_ADDR is not set, but RANK is 0" in ran.stderr.splitlines()[-1]
 
