@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from commands import script
 from detecting import SIZES
 from mask_rcnn import MaskRCNN
 from mask_rcnn_digits import SmallMaskRCNN
@@ -37,6 +36,7 @@ from lbsgd.train.saver import Saver
 from lbsgd.train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
+SCENES = ("recipes/mask_rcnn_digits.py", "--deepspeed_config", "ds_configs/detection/scenes.json")
 LENGTHS = ("lbsgd.iterations=4", "lbsgd.decay.iterations=[3]", "lbsgd.warmup.iterations=1")  # 4 of 16: 5 of 12 images
 SIDES = ("lbsgd.detection.shorter_side=64", "lbsgd.detection.longer_side=128")
 
@@ -159,13 +159,9 @@ def test_the_command_trains_evaluates_and_exports(scenes, tmp_path):
     torch.save(resnet18(num_classes=10).state_dict(), tmp_path / "weights.pt")
     output = tmp_path / "run"
     settings = [part for setting in (*LENGTHS, *SIDES) for part in ("--set", setting)]
-    command = [sys.executable, "recipes/mask_rcnn_digits.py", "--deepspeed_config", "ds_configs/detection/scenes.json"]
     base = ("--set", "lbsgd.linear_scaling.base_batch=12", "--global_batch", "24", "--micro_batch", "4")
     data = ("--data_dir", scenes, "--backbone_weights", tmp_path / "weights.pt", "--loader_workers", "0")
-    done = subprocess.run(
-        [*map(str, (*command, *base, *settings, *data, "--output_dir", output))],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = script(*SCENES, *base, *settings, *data, "--output_dir", output)
     assert done.returncode == 0, done.stderr
     log = read_run(output)
     assert log.header["classes"] == read_split(scenes, "val", training=False).class_names
@@ -258,9 +254,8 @@ ONE_PIXEL = ("--set", "lbsgd.detection.shorter_side=1", "--set", "lbsgd.detectio
 def test_flags_that_cannot_be_right_are_one_line(flags, words, scenes):
     import re
 
-    command = [sys.executable, "recipes/mask_rcnn_digits.py", "--deepspeed_config", "ds_configs/detection/scenes.json"]
-    data = () if "--data_dir" in flags else ("--data_dir", str(scenes))
-    done = subprocess.run([*command, *data, *flags], cwd=ROOT, capture_output=True, text=True)
+    data = () if "--data_dir" in flags else ("--data_dir", scenes)
+    done = script(*SCENES, *data, *flags)
     assert done.returncode == 2 and re.search(words, done.stderr), done.stderr
     assert all(line.startswith("error: ") for line in done.stderr.splitlines())
 
@@ -326,18 +321,9 @@ def test_all_processes_begin_with_the_backbone_of_rank_0(tmp_path):
 def test_an_evaluation_needs_no_training_images(scenes, tmp_path):
     shutil.copytree(scenes, tmp_path / "scenes", ignore=shutil.ignore_patterns("*train*"))
     sides = [part for setting in SIDES for part in ("--set", setting)]
-    command = [
-        "recipes/mask_rcnn_digits.py",
-        "--deepspeed_config",
-        "ds_configs/detection/scenes.json",
-        "--evaluate_only",
-    ]
     torch.save(detector_of_digits().state_dict(), tmp_path / "weights.pt")
     data = ("--data_dir", tmp_path / "scenes", "--weights", tmp_path / "weights.pt", "--loader_workers", "0")
-    done = subprocess.run(
-        [sys.executable, *map(str, (*command, *sides, *data))],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = script(*SCENES, "--evaluate_only", *sides, *data)
     assert done.returncode == 0, done.stderr
     assert "val            3 images, 10 categories" in done.stdout and "on 3 images of" in done.stdout, done.stdout
 
@@ -349,10 +335,7 @@ def detector_of_digits():
 
 def test_a_backbone_that_does_not_fit_is_one_line(scenes, tmp_path):
     torch.save({"fc.weight": torch.ones(1)}, tmp_path / "weights.pt")
-    command = [sys.executable, "recipes/mask_rcnn_digits.py", "--deepspeed_config", "ds_configs/detection/scenes.json"]
-    data = ("--data_dir", str(scenes), "--backbone_weights", str(tmp_path / "weights.pt"))
-    run = subprocess.run(
-        [*command, *data, "--output_dir", str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True
-    )
+    data = ("--data_dir", scenes, "--backbone_weights", tmp_path / "weights.pt")
+    run = script(*SCENES, *data, "--output_dir", tmp_path / "run")
     assert run.returncode == 2 and "Traceback" not in run.stderr
     assert "error: --backbone_weights: " in run.stderr and "weights.pt lacks bn1.bias" in run.stderr, run.stderr

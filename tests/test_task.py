@@ -1,11 +1,9 @@
 """A task names the numbers that it is judged by. Log, screen, page, tables and curves follow it."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from commands import script
 from grid_logs import DIGITS, write_log
 from rich.console import Console
 
@@ -21,7 +19,6 @@ from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.report.tables import error_table
 from lbsgd.train.live_page import baseline_limits
 
-ROOT = Path(__file__).parent.parent
 SETTINGS = {"lbsgd.num_images": 256, "lbsgd.epochs": 2, "lbsgd.warmup": '{"kind":"none","epochs":0}'}
 
 
@@ -30,12 +27,7 @@ def run(folder, *flags):
     settings = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
     batch = ("--global_batch", "128", "--micro_batch", "128", "--set", "lbsgd.decay.epochs=[1]")
     command = ["tests/uncounted_recipe.py", "--deepspeed_config", "tests/cluster/small.json", "--fake_data"]
-    done = subprocess.run(
-        [sys.executable, *command, *batch, *settings, "--output_dir", str(folder), *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = script(*command, *batch, *settings, "--output_dir", folder, *flags)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

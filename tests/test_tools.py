@@ -284,7 +284,7 @@ def test_the_reference_takes_a_flag_for_no_folder():
 
 @pytest.mark.parametrize("given", [("--output_dir", "runs/x"), ("--data_dir=data",), ("--deepspeed_config", "8k.json")])
 def test_the_demo_refuses_what_it_chooses_itself(given):
-    refused(command(sys.executable, "tools/demo.py", *given), given[0].partition("=")[0], "--work_dir")
+    refused(script("tools/demo.py", *given), given[0].partition("=")[0], "--work_dir")
 
 
 SAVES = """
