@@ -187,6 +187,28 @@ def test_an_empty_file_is_no_image():
     assert isinstance(error.value.__cause__, Image.UnidentifiedImageError)
 
 
+def eps():
+    buffer = io.BytesIO()
+    Image.fromarray(picture(8, 8)).save(buffer, "EPS")
+    return buffer.getvalue()
+
+
+def iptc(data):
+    """Return an IPTC file of 8 x 8 pixels that holds another image."""
+    fields = (3, 60, b"\1\0"), (3, 20, b"\0\x08"), (3, 30, b"\0\x08"), (3, 120, b"\5"), (8, 10, data)
+    return b"".join(bytes((0x1C, record, tag, *len(value).to_bytes(2, "big"))) + value for record, tag, value in fields)
+
+
+@pytest.mark.parametrize("data", [eps(), iptc(eps())], ids=["eps", "iptc"])
+def test_no_image_starts_ghostscript(data, tmp_path, monkeypatch):
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(ImageError, match="for which PIL would run another program"):
+        stored_image(data, 0, Settings(max_side=64), 1 << 23)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("cut", [3, 20, 300, len(JPEG) // 2, len(JPEG) - 2])
 def test_a_jpeg_without_its_end_is_pil_s_to_judge(cut):
     assert plain_size(JPEG[:cut]) is None

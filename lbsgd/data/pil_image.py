@@ -28,6 +28,8 @@ BITS, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # tags of TIFF and EXIF
 WHITE_IS_ZERO = 0
 WHITE = 65_535
 STRIPE = 256  # rows to scale at a time
+# PIL decodes an EPS by running Ghostscript, and an IPTC file may hold an EPS. A file of any name may be either.
+RUN_A_PROGRAM = ("EPS", "IPTC")
 
 
 class ImageError(ValueError):
@@ -53,16 +55,19 @@ def library_errors() -> Iterator[None]:
 
 
 def opened(data: bytes | BinaryIO) -> Image.Image:
-    """Return PIL's image from its bytes or a file, with only the header read."""
+    """Return PIL's image from its bytes or a file, with only the header read. Raises ImageError."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with library_errors():
-            return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+            image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
     except ImageError as error:
         if isinstance(error.__cause__, UnidentifiedImageError):  # its text is an address in memory
             raise ImageError("no image that PIL knows" if data else "an empty file") from error.__cause__
         raise
+    if image.format in RUN_A_PROGRAM:
+        raise ImageError(f"an {image.format} file, for which PIL would run another program")
+    return image
 
 
 def orientation_of(image: Image.Image) -> int:
