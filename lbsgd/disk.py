@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lbsgd.errors import ConfigError, DataError
+from lbsgd.units import harmless
 
 MOST_LEVELS = 100  # of nested blocks in any JSON
 
@@ -53,9 +54,12 @@ def require_output() -> None:
 
 
 def say(line: str) -> None:
-    """Print a line at once. Raises OutputError, because callers would take an OSError for a file's."""
+    """Print a line at once. Raises OutputError, because callers would take an OSError for a file's.
+
+    Control characters, such as in a name from an archive, cannot move the cursor.
+    """
     try:
-        print(line, flush=True)
+        print(harmless(line), flush=True)
     except OSError as error:
         raise OutputError(str(error)) from error
 

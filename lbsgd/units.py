@@ -46,6 +46,15 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
+def harmless(text: str) -> str:
+    """Replace by ? the characters that move a terminal's cursor, except line ends.
+
+    Bytes of file names that are not UTF-8 stay, because a stream writes them as escapes (`plain_letters.py`).
+    """
+    kept = (letter.isprintable() or letter == "\n" or "\udc80" <= letter <= "\udcff" for letter in text)
+    return "".join(letter if keep else "?" for letter, keep in zip(text, kept, strict=True))
+
+
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table, one line per row, without a final line break. Bars in cells are escaped."""
     lines = [heads, ["---"] * len(heads), *([cell.replace("|", "\\|") for cell in row] for row in rows)]

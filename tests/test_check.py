@@ -1137,3 +1137,10 @@ def test_an_empty_file_in_a_folder_is_passed_over_by_name_and_by_name_it_is_an_e
         said.err == f"{tmp_path}/placeholder.json is empty, passed over\n" and json.loads(said.out)["passed_over"] == 0
     )
     assert main(["check", str(tmp_path / "placeholder.json")]) == 1 and "J01" in capsys.readouterr().out
+
+
+def test_the_name_of_an_empty_file_moves_no_cursor(tmp_path, capsys):
+    (tmp_path / "ds.json").write_text(json.dumps(SGD))
+    (tmp_path / "\x1b[2J.json").touch()
+    main(["check", str(tmp_path)])
+    assert capsys.readouterr().err == f"{tmp_path}/?[2J.json is empty, passed over\n"

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,18 @@ def test_names_that_are_no_utf_8_are_printed_and_converted(tree, tmp_path):
         assert (result.returncode, result.stderr) == (0, "")
         assert ("\\udcff" in result.stdout) == (flags == ["--dry_run"])
         assert ("cannot be decoded: source/train/bee/\\udcfe.JPEG" in result.stdout) == ("skip" in flags)
+
+
+def test_a_name_in_an_archive_moves_no_cursor(command, tmp_path):
+    """A tar's names come from a stranger, and an escape sequence in one could clear the screen."""
+    tree = make_tree(tmp_path / "source")
+    (tree / "train/bee/\x1b[2J.JPEG").write_text("no image")
+    (tree / "train/bee/\x1b]0;title\a.txt").write_text("no image")
+    with tarfile.open("source.tar", "w") as tar:
+        tar.add(tree, ".")
+    done = command("--source", "source.tar", "--data_dir", "data", "--on_error", "skip")
+    assert "cannot be decoded: source.tar/train/bee/?[2J.JPEG" in done.stdout
+    assert "(bee/?]0;title?.txt)" in done.stdout and "\x1b" not in done.stdout
 
 
 DIES = """

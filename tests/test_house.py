@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "commands": {"algorithm", "config", "data", "convert", "processes", "train", "report", "experiments", "bench"},
     # the files next to the folders
     "errors": {"units"},
-    "disk": {"errors"},
+    "disk": {"errors", "units"},
     "units": set(),
     "loader": {"data"},
     "__main__": {"commands"},

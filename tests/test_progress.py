@@ -60,6 +60,12 @@ def test_a_file_gets_one_line_for_each_record(capsys, clock):
     ]
 
 
+def test_a_line_moves_no_cursor_whatever_a_file_is_called(capsys):
+    with Progress(165, 11) as progress:
+        progress.say("data/\x1b[2J")
+    assert capsys.readouterr().out == "data/?[2J\n"
+
+
 def test_a_file_stays_plain_though_force_color_is_set(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     with Progress(165, 11) as progress:

@@ -11,6 +11,7 @@ from lbsgd.commands.flag_types import require_alone
 from lbsgd.commands.reader import reader_may_leave
 from lbsgd.config.libraries.arguments import LIBRARIES
 from lbsgd.errors import ConfigError
+from lbsgd.units import printable
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -67,7 +68,7 @@ def check_files(given: argparse.Namespace) -> int:
         raise ConfigError("lbsgd check: a range of versions is a table; --json, --fix and --for want one version")
     files = files_of(given.files)
     for name in files.empty:  # to stderr, because stdout may be JSON
-        print(f"{name} is empty, passed over", file=sys.stderr)
+        print(printable(f"{name} is empty, passed over"), file=sys.stderr)
     if given.fix:
         files.require_all()  # before anything is written
     if len(versions) > 1:

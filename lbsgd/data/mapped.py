@@ -11,6 +11,7 @@ import numpy as np
 
 from lbsgd.data.native.library import library
 from lbsgd.errors import DataError
+from lbsgd.units import harmless
 
 
 def mapped(path: Path, way_out: str) -> np.ndarray:
@@ -23,7 +24,9 @@ def mapped(path: Path, way_out: str) -> np.ndarray:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     content = np.frombuffer(mapping, np.uint8)
     if kernels := library():
-        line = f"{DataError.label}: {path} cannot be read any more: it was made shorter, or its disk fails; {way_out}\n"
-        watched = kernels.lbsgd_watch(content.ctypes.data, len(content), os.fsencode(line), DataError.exit_code)
+        line = f"{DataError.label}: {path} cannot be read any more: it was made shorter, or its disk fails; {way_out}"
+        watched = kernels.lbsgd_watch(
+            content.ctypes.data, len(content), os.fsencode(harmless(line) + "\n"), DataError.exit_code
+        )
         weakref.finalize(mapping, kernels.lbsgd_forget, watched).atexit = False
     return content

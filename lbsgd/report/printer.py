@@ -9,6 +9,7 @@ from rich.text import Text
 
 from lbsgd.disk import OutputError
 from lbsgd.report.lines import fitted, on_terminal
+from lbsgd.units import harmless
 
 HEIGHT = 25  # if TERM is dumb, rich ignores a width without a height
 
@@ -23,7 +24,7 @@ class Printer(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Lay out the text as it will be written."""
-        return super().render_str(self.written(text), **options)
+        return super().render_str(self.written(harmless(text)), **options)
 
     def written(self, text: str) -> str:
         """Return a text as the stream writes it: a stream that is not UTF-8 writes `eta` for η, which is wider."""

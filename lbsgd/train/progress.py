@@ -16,7 +16,7 @@ from rich.text import Text
 
 from lbsgd.report.lines import NAME_WIDTH, fact, fitted
 from lbsgd.report.measure import TOP1, Measure
-from lbsgd.units import clock
+from lbsgd.units import clock, harmless
 
 RECENT_ITERATIONS = 20
 
@@ -99,6 +99,7 @@ class Progress:
 
     def say(self, text: str, indent: int = 2) -> None:
         """Print a line, fitted to a terminal's width. If that fails, training goes on, because the log has it too."""
+        text = harmless(text)
         if self.console.is_terminal:
             text = fitted(text, self.console.width, indent)
         with suppress(OSError):  # stdout may be a file on a full disk
