@@ -33,6 +33,23 @@ def test_sixty_four_processes_meet_and_all_hear_which_of_them_died(monkeypatch):
     assert sum(one["first"] for one in told) == 1
 
 
+@pytest.mark.parametrize("local_world_size, from_elsewhere", [(2, False), (1, True)])
+def test_only_a_run_on_several_hosts_can_be_reached_from_others(monkeypatch, local_world_size, from_elsewhere):
+    """Whoever reaches the store can end the run. 127.0.0.2 stands for the host's address in a network."""
+    port = free_port()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    rank_0 = Processes(rank=0, world_size=2, local_rank=0, local_world_size=local_world_size)
+    store = connection.meeting_point(rank_0, 10)
+    again = connection.meeting_point(rank_0, 10)  # as a process does that fails while it waits
+    again.set("key", "value")
+    assert store.get("key") == b"value"
+    with socket.socket() as elsewhere:
+        assert (elsewhere.connect_ex(("127.0.0.2", port)) == 0) == from_elsewhere
+    with socket.socket() as here:
+        assert here.connect_ex(("127.0.0.1", port)) == 0
+
+
 class Counted:
     """A store that counts requests and the bytes of their answers."""
 

@@ -39,7 +39,7 @@ def meeting_point(
         allow_connections(processes.world_size)
     deadline = time.monotonic() + timeout_seconds
     wait_for_name(address, timeout_seconds, alive, tells=processes.local_rank == 0)
-    served = serve(address, port, timeout_seconds) if serves else None
+    served = serve(address, port, processes, timeout_seconds) if serves else None
     port = served.port if served else port  # a single process may ask for any port
     try:
         wait_for_port(address, port, deadline, pause(processes.world_size), alive)
@@ -57,22 +57,50 @@ def meeting_point(
     return store
 
 
-def serve(address: str, port: int, timeout_seconds: float) -> TCPStore:
-    """Open rank 0's store, which listens on all addresses of the host. Raises ConfigError if the port is taken."""
+def serve(address: str, port: int, processes: Processes, timeout_seconds: float) -> TCPStore:
+    """Open rank 0's store. Raises ConfigError if the port is taken.
+
+    It listens on all addresses of the host, as other hosts may know the host by any of them. If all processes meet at
+    a loopback address, it listens only there. The store asks nobody for a password, and whoever reaches it can end the
+    run, or lead its processes to another host.
+    """
+    listener = loopback_listener(address, port, processes)
     try:
         return TCPStore(
-            "localhost",
-            port,
+            address if listener else "localhost",
+            listener.getsockname()[1] if listener else port,
             is_master=True,
             wait_for_workers=False,
             timeout=timedelta(seconds=timeout_seconds / 3),
             multi_tenant=True,
+            master_listen_fd=listener.detach() if listener else None,
         )
     except RuntimeError as error:
         raise ConfigError(
             f"cannot open {address}:{port} for the other processes ({one_line(error)}); if the port is taken, give the "
             "launcher another --master_port (or MASTER_PORT)"
         ) from error
+
+
+def loopback_listener(address: str, port: int, processes: Processes) -> socket.socket | None:
+    """Return a socket at the loopback address where all processes of a host meet; None if other hosts must reach it.
+
+    None also if the port is taken: torch then finds the store that this process has opened there before, or says why.
+    """
+    if processes.world_size > processes.local_world_size or not is_loopback(address):
+        return None
+    family, *_, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+    try:
+        listener = socket.socket(family)
+    except OSError:  # a host without IPv6 may know itself by such an address
+        return None
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # an earlier run's connections may still be closing
+    try:
+        listener.bind(place)
+    except OSError:
+        listener.close()
+        return None
+    return listener
 
 
 def wait_for_port(address: str, port: int, deadline: float, between: float, alive: Callable[[str], None]) -> None:
