@@ -18,6 +18,7 @@ from lbsgd.data.beton import BetonFile
 from lbsgd.data.crops import random_resized_crop
 from lbsgd.data.epoch_orders import host_order
 from lbsgd.data.kept_code import keep
+from lbsgd.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +82,22 @@ def test_another_s_folder_and_a_link_to_a_folder_are_not_used(temporary, monkeyp
     assert host_files.folder() is None
     monkeypatch.setattr(os, "getuid", lambda: 12345)  # the folder was made by the user of this test
     assert host_files.folder() is None and (temporary / "lbsgd-12345").is_dir()
+
+
+def test_torch_keeps_its_code_in_this_user_s_folder_or_a_run_that_compiles_is_refused(temporary, monkeypatch):
+    """torch's own place has a name that anybody can make before, and what lies there is unpickled."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    host_files.folder().chmod(0o777)
+    host_files.keep_torchs_code(compiles=False)
+    with pytest.raises(ConfigError, match=f"--compile: {temporary}/lbsgd-.* is not a folder of this user alone"):
+        host_files.keep_torchs_code(compiles=True)
+    (temporary / f"lbsgd-{os.getuid()}").chmod(0o700)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    host_files.keep_torchs_code(compiles=True)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    host_files.keep_torchs_code(compiles=True)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == f"{host_files.folder()}/torchinductor"
 
 
 def test_a_full_disk_costs_memory_and_ends_nothing(monkeypatch):

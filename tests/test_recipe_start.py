@@ -65,6 +65,14 @@ def test_a_recipe_that_is_told_to_stop_while_it_imports_ends_with_75_and_one_lin
     assert (process.returncode, errors) == (75, told)
 
 
+def test_a_run_that_compiles_takes_no_code_that_others_may_have_written(tmp_path):
+    folder = tmp_path / f"lbsgd-{os.getuid()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    words = ("env", "-u", "TORCHINDUCTOR_CACHE_DIR", sys.executable, *CLASSIFIER, "--compile", "--max_iterations", 1)
+    refused(command(*words, "--output_dir", tmp_path / "run", TMPDIR=str(tmp_path)), folder, "set TMPDIR or TORCHIND")
+
+
 @pytest.mark.parametrize("given", ["0", "1000000000", "1e3"])
 def test_a_timeout_that_torch_cannot_count_is_refused(given):
     refused(recipe(JSON[1], "--hang_timeout", given), "--hang_timeout", given)

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lbsgd.commands.flag_types import OneLineParser, path, quantity
+from lbsgd.data.host_files import keep_torchs_code
 from lbsgd.errors import LbsgdError, print_error
 from lbsgd.processes.control_groups import usable_cores
 from lbsgd.processes.signals import STOP_SIGNALS, at_a_signal
@@ -81,6 +82,7 @@ def main() -> int:
         flags.error("--together is for correctness: parts that measure speed run alone")
     if given.jpegs and not given.jpegs.is_file():
         flags.error(f"--jpegs {given.jpegs}: no such file")
+    keep_torchs_code(compiles=False)
     import torch
     from cifar10 import SmallResNet
     from resnet50 import ResNet50

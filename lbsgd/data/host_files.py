@@ -20,12 +20,14 @@ import numpy as np
 
 from lbsgd.data.mapped import mapped
 from lbsgd.disk import locked
+from lbsgd.errors import ConfigError
 
 HEAD = np.dtype([("magic", "S8"), ("checksum", "<u4"), ("unused", "V4"), ("num_bytes", "<u8"), ("reserved", "V40")])
 MAGIC = b"lbsgd-h1"
 # The number of files of each kind to keep. An order of 14 million images has 56 MB. A file that is unlinked stays valid
 # in processes that have mapped it.
 KEPT = {"order": 2, "tables": 64, "sizes": 4, "code": 64}
+TORCHS_CODE = "TORCHINDUCTOR_CACHE_DIR"  # the variable that says where torch.compile keeps its code
 
 
 def key_of(*parts: object) -> str:
@@ -43,6 +45,23 @@ def folder() -> Path | None:
         return None
     trusted = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077
     return path if trusted else None
+
+
+def keep_torchs_code(compiles: bool) -> None:
+    """Let torch.compile keep its code in this user's folder. Call this before torchvision is imported.
+
+    torch's own place is TMPDIR/torchinductor_NAME. Anybody may have made that folder, and torch unpickles its files.
+    Raises ConfigError if the run compiles and this user's folder cannot be used.
+    """
+    if TORCHS_CODE in os.environ:
+        return
+    if place := folder():
+        os.environ[TORCHS_CODE] = str(place / "torchinductor")
+    elif compiles:
+        raise ConfigError(
+            f"--compile: {tempfile.gettempdir()}/lbsgd-{os.getuid()} is not a folder of this user alone, and code from "
+            f"it cannot be trusted; remove it, or set TMPDIR or {TORCHS_CODE} to a folder of your own"
+        )
 
 
 def shared(kind: str, key: str, make: Callable[[], bytes | np.ndarray]) -> np.ndarray:
