@@ -9,7 +9,7 @@ from lbsgd.report.run_log import RunLog
 DIGITS = DATA_SETS["digits"]
 
 
-def write_log(runs, row, seed, errors, train=None, code="one code", planned=None, model="resnet18"):
+def write_log(runs, row, seed, errors, train=None, code="one code", script="one", planned=None, model="resnet18"):
     """A run of a row of digits with these validation errors, one per epoch. `train` are its training errors.
 
     planned: its epochs, if more than there are errors, for an unfinished run
@@ -18,6 +18,7 @@ def write_log(runs, row, seed, errors, train=None, code="one code", planned=None
     environment = {
         "command": ["recipes/resnet18.py", "--seed", str(seed)],
         "code": code,
+        "script": script,
         "data": "data/digits_1536_ffcv",
     }
     header = {"model": model, **plan.as_dict(), "environment": environment}

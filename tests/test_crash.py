@@ -9,9 +9,11 @@ import resource
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
-from crash import SMALL, Command, completed, config
+import torch
+from crash import RECIPE, SMALL, Command, completed, config
 from crash_faults import Lingers, after_each_report, evaluation_never_ends, is_rank
 from crash_runs import (
     EVERY,
@@ -19,6 +21,8 @@ from crash_runs import (
     ITERATIONS,
     assert_same_parameters,
     assert_same_run,
+    assert_same_state,
+    newest,
     saved_iteration,
     weights,
 )
@@ -155,6 +159,36 @@ def test_a_run_goes_on_on_another_number_of_processes_with_the_same_images(eight
         [record["train_loss"] for record in read_run(run).iterations] for run in (folder, eighteen_iterations)
     )
     assert len(ours) == 18 and ours == pytest.approx(theirs, rel=BOUND)
+
+
+# --- what a recipe draws ---------------------------------------------------------------------------------------------
+
+
+def test_dropout_is_drawn_from_the_seed_by_each_process_for_itself(tmp_path):
+    json, runs = config(tmp_path, iterations=8), [tmp_path / "a", tmp_path / "b"]
+    for folder in runs:
+        completed(json, folder, "--max_iterations", 3)
+    assert_same_state(*runs)
+    random = newest(runs[0])[0]["random"]
+    for name in ("torch", "numpy", "python"):
+        assert not torch.equal(random[f"{name}.0"], random[f"{name}.1"])
+
+
+def test_on_another_number_of_processes_dropout_is_drawn_from_seed_and_iteration_also_by_a_changed_script(tmp_path):
+    json, begun, runs = config(tmp_path, iterations=8), tmp_path / "begun", [tmp_path / "a", tmp_path / "b"]
+    completed(json, begun, "--max_iterations", 3)
+    changed = tmp_path / "changed.py"
+    changed.write_text(Path(RECIPE).read_text() + "# another word\n")
+    for folder, script in zip(runs, (RECIPE, changed), strict=True):
+        shutil.copytree(begun, folder)
+        run = completed(json, folder, "--resume", "--max_iterations", 4, world_size=1, recipe=str(script))
+        assert ("warning: the recipe's script has changed" in run.console) == (script == changed)
+    assert_same_state(*runs)
+    first, resumed = (read_run(folder).resumes[0]["environment"]["script"] for folder in runs)
+    assert first == read_run(begun).header["environment"]["script"] != resumed
+    anew = tmp_path / "anew"
+    completed(json, anew, "--max_iterations", 1, world_size=1)
+    assert not torch.equal(newest(anew)[0]["random"]["torch.0"], newest(runs[0])[0]["random"]["torch.0"])
 
 
 # --- the disk --------------------------------------------------------------------------------------------------------

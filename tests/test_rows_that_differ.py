@@ -36,13 +36,14 @@ def test_two_ends_of_one_seed_are_refused_whatever_their_order(tmp_path, order):
     assert all(str(folder) in str(refused.value) for folder in logs.values())
 
 
-def test_a_row_of_two_codes_is_named_and_the_others_are_shown(tmp_path, capsys):
+@pytest.mark.parametrize("what, words", [("code", "different code of lbsgd"), ("script", "different recipe scripts")])
+def test_a_row_of_two_codes_or_scripts_is_named_and_the_others_are_shown(tmp_path, capsys, what, words):
     write_rows(tmp_path, TABLE_1, ERRORS)
-    write_log(tmp_path / "again", TABLE_1[1], 2, [10.0] * 6, code="another code")
+    write_log(tmp_path / "again", TABLE_1[1], 2, [10.0] * 6, **{what: "another"})
     code, out, err = reported(capsys, tmp_path, "--table", "table1")
     assert code and "Table 1, warmup" in out and "these tables lack what cannot be read: 1 error" in out
     assert "constant warmup" in out and "no warmup" not in out.split("Table 1, warmup")[1]
-    assert str(tmp_path / "again") in err and "different code of lbsgd" in err
+    assert str(tmp_path / "again") in err and words in err
 
 
 def test_rows_of_several_codes_are_noted_under_their_table(tmp_path, capsys):

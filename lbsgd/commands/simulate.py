@@ -103,15 +103,17 @@ def opened(
     from lbsgd.data.share import Pixels
     from lbsgd.train.facts import environment
     from lbsgd.train.images import fake_images, ffcv_files
+    from lbsgd.train.random_states import seed_random_numbers
     from lbsgd.train.simulated import Server
 
     threads = request.flags.loader_threads or 1
     source = ffcv_files(request.data, threads) if request.data else fake_images()
     pixels = Pixels(resolution=plan.recipe.augmentation.resolution, device=torch.device("cpu"))
     images = source.open(plan, request.processes, pixels, stack)
-    header = {**described, "environment": environment(source.place)}
+    header = {**described, "environment": environment(source.place, task)}
     log = stack.enter_context(RunLog(request.output_dir, header, 0 if request.flags.resume else None))
     torch.set_num_threads(threads)  # FFCV has changed it
+    seed_random_numbers(plan.recipe.seed)
     server = Server(task.network(source.num_classes, plan), plan, asynchronous, spread)
     assert images.train, "a simulation trains"
     return Simulation(server, images.train, images.val, log, request.flags.epochs or int(plan.num_epochs))

@@ -1,4 +1,4 @@
-"""The runs of one row: all by the same code, one per seed."""
+"""The runs of one row: all by the same code and recipe script, one per seed."""
 
 from __future__ import annotations
 
@@ -36,14 +36,22 @@ def seed_of(run: LoggedRun) -> int:
 
 
 def require_one_code(runs: Sequence[LoggedRun]) -> None:
-    """Raise DataError if the logs say that two runs were run by different code of lbsgd."""
-    codes = {code_of(run): run for run in runs if code_of(run)}
-    if len(codes) > 1:
-        first, second, *_ = codes.values()
-        raise DataError(
-            f"{first.path} and {second.path} were run by different code of lbsgd, and the runs of a row must not "
-            "differ in it; report them apart, such as `lbsgd report results/digits/runs`, or run one again"
-        )
+    """Raise DataError if the logs say that two runs were run by different code of lbsgd, or by different recipes.
+
+    Recipes of the same `name` may differ in what the JSON does not hold, such as the loss.
+    """
+    for code, what, instead in (
+        ("code", "code of lbsgd", "or run one again"),
+        ("script", "recipe scripts", "or give a recipe that trains something else another `name`"),
+    ):
+        codes = {run.header.get("environment", {}).get(code): run for run in runs}
+        codes.pop(None, None)  # an early log does not say it
+        if len(codes) > 1:
+            first, second, *_ = codes.values()
+            raise DataError(
+                f"{first.path} and {second.path} were run by different {what}, and the runs of a row must not differ "
+                f"in that; report them apart, such as `lbsgd report {first.path.parent}`, {instead}"
+            )
 
 
 def code_of(run: LoggedRun) -> str | None:

@@ -29,7 +29,7 @@ def fingerprints(plan: Plan, task: object, flags: Mapping[str, Any], data: str) 
     return {
         "configuration": digest(json.dumps([plan.config, plan.recipe.model_dump()]).encode()),
         **code_of(Path(__file__).parent.parent),
-        "recipe script": digest(*(path.read_bytes() for path in files_of(task))),
+        "recipe script": script_of(task),
         "flags": json.dumps(dict(flags)),
         **{f"version of {name}": installed(name) or "" for name in ALIKE},
         KIND_OF_DEVICE: accelerator_kind(),
@@ -81,22 +81,30 @@ def code_of(package: Path) -> dict[str, str]:
     }
 
 
+def script_of(task: object) -> str:
+    """Return the digest of the recipe's script, with the files that define the task's class and its bases."""
+    return digest(*(path.read_bytes() for path in files_of(task)))
+
+
 def files_of(task: object) -> list[Path]:
-    """Return the script and the files that define the task's class and its bases."""
+    """Return the script and the files that define the task's class and its bases, except those of lbsgd and Python."""
     names = {each.__module__ for each in type(task).__mro__}
-    modules = [sys.modules.get(name) for name in names if name.split(".")[0] not in sys.stdlib_module_names]
+    others = {"lbsgd", *sys.stdlib_module_names}
+    modules = [sys.modules.get(name) for name in names if name.split(".")[0] not in others]
     files = {getattr(module, "__file__", None) for module in modules} | {sys.argv[0]}
     return sorted(path for path in map(Path, filter(None, files)) if path.is_file())
 
 
-def environment(data: str) -> dict[str, Any]:
-    """Return where and how the process runs, for the log."""
+def environment(data: str, task: object = None) -> dict[str, Any]:
+    """Return where and how the process runs, for the log. task: that of the recipe, if there is one."""
     return {
         "command": sys.argv,
         "host": platform.node(),
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in PACKAGES},
-        "code": code_of(Path(__file__).parent.parent)["code of lbsgd"],  # rows of a table must agree in it
+        # The runs of a row must agree in both.
+        "code": code_of(Path(__file__).parent.parent)["code of lbsgd"],
+        **({"script": script_of(task)} if task else {}),
         "data": data,
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }

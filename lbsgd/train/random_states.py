@@ -1,4 +1,8 @@
-"""Random states as tensors, so that a resumed run draws what an uninterrupted one would have drawn."""
+"""Seed a process's random numbers, and keep their states as tensors, so that a resumed run draws what it would have.
+
+Images and their crops are drawn elsewhere, from (seed, epoch, image). What a network or a loss draws, as dropout and
+mixup do, comes from the generators here.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,14 @@ import random
 
 import numpy as np
 import torch
+
+
+def seed_random_numbers(*numbers: int) -> None:
+    """Seed torch on CPU and GPU, NumPy and Python from some numbers, such as the run's seed, rank and iteration."""
+    for_torch, for_numpy, for_python = np.random.SeedSequence(numbers).generate_state(3).tolist()
+    torch.manual_seed(for_torch)
+    np.random.seed(for_numpy)
+    random.seed(for_python)
 
 
 def random_states(rank: int) -> dict[str, torch.Tensor]:

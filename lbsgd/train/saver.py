@@ -20,7 +20,7 @@ from lbsgd.report.lines import fact
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.resume import saved_choice, say_other_sums, tell_of_another_order
 from lbsgd.train.engine_state import EngineState, gather_state, restore_state
-from lbsgd.train.random_states import random_states, restore_random_states
+from lbsgd.train.random_states import random_states, restore_random_states, seed_random_numbers
 from lbsgd.train.run import Every
 
 
@@ -172,8 +172,14 @@ class Saver:
     def restore_bits(self, random: dict[str, torch.Tensor], found: dict[str, Any]) -> None:
         """At the checkpoint's world size, restore random states and number of threads, so that every bit is the same.
 
-        Say what changes the last bits.
+        At another one, each process draws random numbers anew from (seed, rank, iteration). Say what changes the last
+        bits, and if the recipe's script is another one than before.
         """
+        if found.get("script") not in (None, self.described.get("script")):
+            self.say_on_rank_0(
+                "warning: the recipe's script has changed since the checkpoint; if that changes more than words, the "
+                "run is no longer one recipe, which only the log says"
+            )
         worlds = (found["world_size"], dist.get_world_size())
         tell_of_another_order(self.engine, found.get("aggregation"), worlds, self.say_on_rank_0)
         if worlds[0] == worlds[1]:
@@ -181,6 +187,9 @@ class Saver:
             self.restore_threads(found["num_threads"])
             before, now = (get(state, "plan.config", {}) for state in (found, self.described))
             say_other_sums(self.engine, before, now, self.say_on_rank_0)
+        else:
+            seed = get(self.described, "plan.recipe.seed", 0)
+            seed_random_numbers(seed, dist.get_rank(), self.engine.global_steps)
 
     def restore_threads(self, saved: int) -> None:
         """Use the checkpoint's number of threads, because with another number sums on a CPU differ in their last bits.

@@ -29,12 +29,13 @@ from lbsgd.train.compiled import compile_blocks
 from lbsgd.train.device_rules import LAYOUT, emulated_bf16, repeat_bits
 from lbsgd.train.engine import initialize, start_processes
 from lbsgd.train.engine_state import gather_state
-from lbsgd.train.facts import KIND_OF_DEVICE, unused_gpu
+from lbsgd.train.facts import KIND_OF_DEVICE, script_of, unused_gpu
 from lbsgd.train.graphs import GraphChoice, choose_graphs, graph_blocks
 from lbsgd.train.header import header_of, say_what_runs
 from lbsgd.train.identity import MODEL
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.progress import Progress
+from lbsgd.train.random_states import seed_random_numbers
 from lbsgd.train.reporter import Reporter
 from lbsgd.train.run import WEIGHTS_NAME, Run, begin_output, only_writer, prepare_output
 from lbsgd.train.saver import Saver
@@ -69,7 +70,9 @@ def train(
         limit_threads(processes)
         if run.deterministic:
             repeat_bits()
-        plan, (engine, graphs) = run.plan, build_engine(run)
+        plan, seed = run.plan, run.plan.recipe.seed
+        seed_random_numbers(seed)  # a network may draw its weights without `seeded`
+        engine, graphs = build_engine(run)
         stopwatch.lap("engine")
         if processes.is_rank_0 and (reason := emulated_bf16(plan, engine.device)):
             warn(reason)
@@ -78,6 +81,7 @@ def train(
         images = run.images.open(plan, processes, pixel_form(plan, engine.device), stack)
         stopwatch.lap("loaders")
         reached = None
+        seed_random_numbers(seed, processes.rank, 0)
         if begins_with_checkpoint(run):
             reached = saver.restore(to_train=not run.evaluate_only)
             stopwatch.lap("checkpoint")
@@ -154,7 +158,8 @@ def open_saver(run: Run, engine, progress: Progress) -> Saver:
     if not run.evaluate_only:  # a network may be evaluated on any data, at any size, in any precision
         images = {"data": run.images.fingerprint, "decoder": run.images.decoder}
         identity |= {**run.plan.identity(), "precision": run.plan.precision, **images}
-    return Saver(engine, run.checkpoints, identity, {"plan": run.plan.as_dict()}, run.every, progress.say)
+    described = {"plan": run.plan.as_dict(), "script": script_of(run.task)}
+    return Saver(engine, run.checkpoints, identity, described, run.every, progress.say)
 
 
 def begins_with_checkpoint(run: Run) -> bool:

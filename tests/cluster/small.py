@@ -20,7 +20,9 @@ class Small(ResNet50):
     name = "small"
 
     def network(self, num_classes, plan):
-        from torch import manual_seed, nn
+        from torch import nn
+
+        from lbsgd.algorithm.seeded import seeded
 
         class Residual(nn.Module):
             """x + f(x), where f begins as 0, because the last batch norm's gamma is 0 (Sec. 5.1)."""
@@ -39,17 +41,17 @@ class Small(ResNet50):
             def forward(self, images):
                 return images + self.body(images)
 
-        manual_seed(plan.recipe.seed)
-        return nn.Sequential(
-            nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(16),
-            nn.GELU(),
-            Residual(16),
-            Residual(16),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(16, num_classes),
-        )
+        with seeded(plan.recipe.seed):
+            return nn.Sequential(
+                nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(16),
+                nn.GELU(),
+                Residual(16),
+                Residual(16),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(16, num_classes),
+            )
 
 
 if __name__ == "__main__":
