@@ -76,6 +76,16 @@ def test_a_damaged_or_hostile_archive_is_refused(tmp_path, change, reason):
         as_tar(archive(tmp_path / "cifar-10-python.tar.gz", batches), tmp_path / "work")
 
 
+def test_a_link_that_leads_to_itself_is_refused(tmp_path):
+    path = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        link = tarfile.TarInfo(f"{FOLDER}/batches.meta")
+        link.type, link.linkname = tarfile.LNKTYPE, link.name
+        tar.addfile(link)
+    with pytest.raises(DataError, match="batches.meta is no file"):
+        as_tar(path, tmp_path / "work")
+
+
 @pytest.mark.parametrize("place", [-8, -3, 30_000])
 def test_a_flipped_bit_of_the_download_is_found_by_the_checksum_of_gzip(tmp_path, place):
     """Pixels are stored as they are, so a flipped bit in them changes only the checksum."""

@@ -365,6 +365,14 @@ def test_a_cuda_that_was_not_tried_is_refused(tmp_path):
     assert ended.stderr == "setup: CUDA=11 is no build of torch that was tried; give 12 or 13\n"
 
 
+def test_a_path_with_a_space_is_refused_before_anything_is_made(tmp_path):
+    (folder := tmp_path / "my clone").mkdir()
+    ended = set_up(folder)
+    assert (ended.returncode, ended.stdout) == (2, "") and not (folder / ".venv").exists()
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("setup: ") and str(folder) in line and line.endswith("rename the folder")
+
+
 @pytest.mark.parametrize("cuda, runs", [("", False), ("13", False), ("12", True)])
 def test_make_sets_up_again_for_another_cuda_than_is_there(cuda, runs, tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)

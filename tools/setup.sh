@@ -9,6 +9,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 log=.venv/setup.log
+if [[ $PWD == *[[:space:]]* ]]; then
+  echo "setup: neither pip's constraints nor the deepspeed command may lie in a path with a space, and this is $PWD;" \
+    "rename the folder" >&2
+  exit 2
+fi
 have() { command -v "$1" > /dev/null 2>&1; }
 
 # --- Python ----------------------------------------------------------------------------------------------------------
@@ -106,7 +111,7 @@ echo "setup: 2 to 5 minutes in all on an idle machine with a fast network; detai
 step "setuptools and wheel" pip install setuptools wheel
 step "torch and torchvision (2 GB with CUDA $cuda, the longest step)" pip install torch torchvision
 if ! pip show -q ffcv > /dev/null 2>&1; then
-  opencv=$(mktemp -d)
+  opencv=$PWD/.venv/opencv  # a TMPDIR may have a space, which ends a flag
   trap 'rm -rf "$opencv"' EXIT
   step "ffcv, compiled here" install_ffcv "$opencv"
 fi

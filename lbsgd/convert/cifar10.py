@@ -102,7 +102,8 @@ def png(pixels: np.ndarray) -> bytes:
 
 def unpickled(archive: tarfile.TarFile, name: str) -> dict[bytes, Any]:
     """Return the content of one of the archive's pickles. Raises ValueError if it is damaged, KeyError if missing."""
-    file = archive.extractfile(f"{FOLDER}/{name}")
+    member = archive.getmember(f"{FOLDER}/{name}")
+    file = archive.extractfile(member) if member.isreg() else None  # a link may lead to itself
     if file is None:
         raise ValueError(f"{name} is no file")
     try:
