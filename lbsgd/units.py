@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 NOT_INSTALLED = "lbsgd is not installed, so it has no version; run `pip install -e .`"
@@ -43,7 +44,7 @@ def shortened(names: Sequence[str], num_names: int | None = None) -> str:
 
 def printable(text: str) -> str:
     """Replace by ? the characters that move a terminal's cursor or that no font and no encoding has."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return "".join(letter if is_shown(letter) else "?" for letter in text)
 
 
 def harmless(text: str) -> str:
@@ -51,8 +52,13 @@ def harmless(text: str) -> str:
 
     Bytes of file names that are not UTF-8 stay, because a stream writes them as escapes (`plain_letters.py`).
     """
-    kept = (letter.isprintable() or letter == "\n" or "\udc80" <= letter <= "\udcff" for letter in text)
+    kept = (is_shown(letter) or letter == "\n" or "\udc80" <= letter <= "\udcff" for letter in text)
     return "".join(letter if keep else "?" for letter, keep in zip(text, kept, strict=True))
+
+
+def is_shown(letter: str) -> bool:
+    """Return whether a terminal shows a letter, and does nothing else. Spaces of all widths are shown."""
+    return letter.isprintable() or unicodedata.category(letter) == "Zs"
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

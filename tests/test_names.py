@@ -106,14 +106,14 @@ def test_a_folder_that_begins_with_an_underscore_has_its_name_in_the_legend(tmp_
 @pytest.mark.filterwarnings("error")
 def test_a_folder_may_have_any_name(tmp_path):
     """Line ends, a terminal's escapes, bytes that are not UTF-8, and letters that the pictures' font lacks."""
-    names = ["new\nline", "\x1b[31mred", "half\udcff", "\u65e5\u672c"]
+    names = ["new\nline", "\x1b[31mred", "half\udcff", "\u65e5\u3000\u672c"]  # the last with a wide space
     for number, name in enumerate(names):
         decay = 0.001 * (number + 1)
         run(tmp_path / name, lambda header: header["config"]["optimizer"]["params"].update(weight_decay=decay))  # noqa: B023
     out = tmp_path / "report"
     assert main(["report", *(str(tmp_path / name) for name in names), "--output_dir", str(out)]) == 0
     rows = [line.split(" | ")[0] for line in (out / "tables.md").read_text().splitlines()[2:]]
-    assert rows == ["| new?line", "| ?[31mred", "| half?", "| \u65e5\u672c"]
+    assert rows == ["| new?line", "| ?[31mred", "| half?", "| \u65e5\u3000\u672c"]
     one = read_run(tmp_path / names[2])
     one.header["environment"]["data"] = "data/half\udcff"
     assert "data/half?" in run_page(one).write(out).read_text()
