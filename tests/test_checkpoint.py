@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_engine import recipe
 
 from lbsgd.config.plan import Plan
@@ -18,7 +19,7 @@ from lbsgd.train import checkpoint
 from lbsgd.train.identity import require_same
 from lbsgd.train.random_states import random_states, restore_random_states
 from lbsgd.train.saver import Saver
-from lbsgd.train.weights import put_weights, weights_in
+from lbsgd.train.weights import put_weights, unwrapped, weights_in
 
 ONE_WEIGHT = {name: {"w": torch.zeros(1)} for name in ("weights", "momentum", "random")}
 
@@ -233,7 +234,7 @@ def test_the_checkpoint_s_threads_are_taken_where_they_are_there_and_none_are_as
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"weight": torch.zeros(2, 4)}, r"weight is \[2, 4\] there and \[2, 3\] here"),
+        ({"weight": torch.zeros(2, 4)}, r"weight is \[2, 4\] there and \[2, 3\] here; give weights of this recipe"),
         ({"bias": None}, "bias is missing there"),
         ({"fc.bias": torch.zeros(1)}, r"fc.bias is \[1\] there and missing here"),
         ({"bias": 3}, "bias is no tensor there"),
@@ -257,6 +258,43 @@ def test_weights_of_other_floats_and_complex_ones_of_a_complex_network_are_taken
         assert torch.equal(network.weight, torch.ones(2, 3))
     network = torch.nn.Linear(3, 2, dtype=torch.complex64)
     put_weights(network, {name: value * 1j for name, value in network.state_dict().items()}, tmp_path / "w.pt")
+
+
+def test_weights_of_another_number_of_classes_say_so(tmp_path):
+    weights = {"0.weight": torch.ones(3, 3), "1.weight": torch.ones(5, 3), "1.bias": torch.ones(5)}
+    network = torch.nn.Sequential(torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 2))
+    words = r"w.pt is for another number of classes than the data have: 1.weight is \[5, 3\] there and \[2, 3\] here; "
+    with pytest.raises(DataError, match=words + "evaluate on data with the classes of the weights, or fine-tune"):
+        put_weights(network, weights, tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_weights_of_a_wrapped_network_are_taken(prefix, tmp_path):
+    network = torch.nn.Linear(3, 2)
+    wrapped = {f"{prefix}weight": torch.ones(2, 3), f"{prefix}bias": torch.ones(2)}
+    put_weights(network, wrapped, tmp_path / "w.pt")
+    assert torch.equal(network.weight, torch.ones(2, 3))
+    assert unwrapped({**wrapped, "bias": 0}) == {**wrapped, "bias": 0}  # a name that others do not share
+
+
+def test_names_of_the_network_are_no_prefix_of_a_wrapper(tmp_path):
+    network = torch.nn.Sequential()
+    network.module = torch.nn.Linear(3, 2)
+    put_weights(network, {"module.weight": torch.ones(2, 3), "module.bias": torch.ones(2)}, tmp_path / "w.pt")
+    assert torch.equal(network.module.weight, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("length", [0x80, 0x90])  # of the header; 0x80 is how a pickle begins
+def test_weights_in_safetensors_are_taken(length, tmp_path):
+    """As timm's are, and those in a checkpoint."""
+    weights = {"weight": torch.ones(2, 3), "bias": torch.zeros(2, dtype=torch.bfloat16)}
+    for blank in range(0, 300, 8):
+        save_file(weights, tmp_path / "w", {"blank": " " * blank})
+        if (tmp_path / "w").read_bytes()[0] == length:
+            break
+    assert (tmp_path / "w").read_bytes()[0] == length
+    found = weights_in(tmp_path / "w")
+    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
 
 
 def test_weights_without_counters_of_batches_are_taken(tmp_path):
@@ -283,9 +321,10 @@ def nested():
         ([torch.ones(2)], "holds no state_dict"),
         (
             b"<!DOCTYPE html>",
-            "was not written by torch.save, as it begins with b'<!DOCTYP'",
+            "was not written by torch.save or safetensors, as it begins with b'<!DOCTYP'",
         ),  # a failed download
-        (b"", "was not written by torch.save, as it begins with b''"),
+        (b"", "was not written by torch.save or safetensors, as it begins with b''"),
+        (b"\x10\0\0\0\0\0\0\0{ no safetensors", "cannot be read as weights"),
         (b"PK\x03\x04 no zip", "cannot be read as weights"),
         *(
             ({"bias": torch.ones(2), "weight": tensor}, f"weight is no dense tensor there, but {words}; save")

@@ -309,10 +309,13 @@ def backbone_of(folder):
 
 
 def test_all_processes_begin_with_the_backbone_of_rank_0(tmp_path):
-    """DeepSpeed makes parameters equal, but would leave each host its own batch-norm statistics."""
+    """DeepSpeed makes parameters equal, but would leave each host its own batch-norm statistics.
+
+    The weights are those of a network in DistributedDataParallel.
+    """
     for rank in range(2):  # the third has none
         (tmp_path / f"host{rank}").mkdir()
-        torch.save({"bn1.running_mean": torch.full((4,), float(rank))}, tmp_path / f"host{rank}" / "weights.pt")
+        torch.save({"module.bn1.running_mean": torch.full((4,), float(rank))}, tmp_path / f"host{rank}" / "weights.pt")
     found = in_processes(3, backbone_of, tmp_path)
     assert [weights["bn1.running_mean"].tolist() for weights, _ in found] == 3 * [4 * [0.0]]
     assert [started_from for _, started_from in found] == ["weights.pt", None, None]

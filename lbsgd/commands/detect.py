@@ -31,7 +31,7 @@ from lbsgd.report.lines import say_fact, warn
 from lbsgd.report.run_log import LOG_NAME, read_run, require_reportable
 from lbsgd.train.checkpoint_names import named_at_start
 from lbsgd.train.run import CHECKPOINTS
-from lbsgd.train.weights import weights_in
+from lbsgd.train.weights import unwrapped, weights_in
 
 if TYPE_CHECKING:
     from lbsgd.train.images import ImageSource
@@ -163,7 +163,7 @@ class DetectionRequest(Request):
         Raises DataError if the file holds no weights.
         """
         path = self.flags.backbone_weights
-        return None if path is None else from_rank_0(lambda: weights_in(Path(path)))
+        return None if path is None else from_rank_0(lambda: unwrapped(weights_in(Path(path))))
 
 
 def only_split(folder: Path, kind: str) -> str:
