@@ -99,6 +99,22 @@ def test_the_documented_recipe_of_another_network_builds_it_the_same_on_every_pr
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_the_documented_fine_tuning_takes_all_weights_but_the_last_layer(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    section = (ROOT / "docs/running.md").read_text().split("## Fine-tuning")[1]
+    code, names = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], {"__name__": "recipe"}
+    given = resnet("resnet50", 1000, seed=5).state_dict()
+    torch.save(given, re.search(r'torch.load\("(.*?)"', code)[1])
+    exec(code, names)
+    network = names["FineTuned"]().network(7, Plan.read(ROOT / "ds_configs/256.json", 1))
+    found = network.state_dict()
+    assert found["fc.weight"].shape == (7, 2048) and found["fc.weight"].std() > 0
+    assert all(torch.equal(found[name], given[name]) for name in given if not name.startswith("fc."))
+    frozen = {name.split(".")[0] for name, each in network.named_parameters() if not each.requires_grad}
+    assert frozen == {"conv1", "bn1", "layer1"}
+
+
 @pytest.mark.parametrize(
     ("recipe", "task", "layers"),
     [

@@ -57,7 +57,7 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
     """Run a recipe. Ends the process with the documented exit codes:
 
     0 done, 2 something given is wrong, 3 training diverged, 4 another process was lost, 75 told to stop and saved;
-    1 with a traceback is a bug of ours.
+    1 with a traceback is a bug, ours or the recipe's.
 
     request_of    resolves the flags
     task_of       makes the task from the request, before anything heavy is imported
