@@ -16,7 +16,7 @@ from lbsgd.algorithm.choices import Scope, Statistics
 from lbsgd.algorithm.compiled_record import exporting, numbered, record_moments
 from lbsgd.algorithm.foreign_batch_norm import warn_of_statistics_left_apart
 from lbsgd.algorithm.grouped_norm import at_least_float32
-from lbsgd.algorithm.network_forwards import NetworkForwards
+from lbsgd.algorithm.network_forwards import NetworkForwards, within_backward
 from lbsgd.algorithm.process_group import world_size
 
 
@@ -84,8 +84,8 @@ class RunningStatistics(_BatchNorm):
 
         together: whether all layers' statistics may move at once when the network's forward ends.
         """
-        if torch._C._current_graph_task_id() != -1:
-            return  # inside backward, where gradient checkpointing repeats a forward that is already recorded
+        if within_backward():
+            return  # that forward is already recorded
         if self._pool is not None:
             self._pool = self._pooled(self._pool, moments.double(), count)
             return

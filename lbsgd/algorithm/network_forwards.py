@@ -94,3 +94,8 @@ def warn_of_broadcast() -> bool:
             stacklevel=2,
         )
     return True
+
+
+def within_backward() -> bool:
+    """Whether a forward runs inside back-propagation, where gradient checkpointing repeats a part of the network's."""
+    return torch._C._current_graph_task_id() != -1

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from lbsgd.algorithm.batch_norm_statistics import RunningStatistics
 from lbsgd.algorithm.choices import Implementation, Scope, Statistics
 from lbsgd.algorithm.grouped_norm import at_least_float32, normalise_groups, normalise_over_processes
+from lbsgd.algorithm.network_forwards import within_backward
 from lbsgd.algorithm.process_group import world_size
 from lbsgd.errors import require_number
 
@@ -125,8 +126,8 @@ class PerWorkerBatchNorm(RunningStatistics):
     def _rows_of_a_worker(self, rows: int) -> int:
         """Return n, or all rows if the network has made more rows of one worker's images, such as tokens or windows."""
         images, n = self._forwards.images, self.per_worker_batch
-        if images is None and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            images = self._forwards.last_images  # gradient checkpointing repeats a part of the network's forward
+        if images is None and not torch.compiler.is_compiling() and within_backward():
+            images = self._forwards.last_images
         if images is None or rows <= images:
             return n
         if images != n:

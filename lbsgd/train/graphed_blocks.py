@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lbsgd.algorithm.network_forwards import within_backward
 from lbsgd.errors import ConfigError, one_line
 from lbsgd.train.recording import CudaRecorder, Recorder, Recording, has_bare_parts
 
@@ -220,7 +221,7 @@ class GraphedBlock:
 def within_autograd() -> bool:
     """Whether gradient checkpointing reruns a forward inside backward, or hooks take what a forward saves."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return torch._C._current_graph_task_id() != -1 or hooks is not None
+    return within_backward() or hooks is not None
 
 
 class Replayed(torch.autograd.Function):
