@@ -12,19 +12,18 @@ from lbsgd.report.measure import CLASSIFIER
 
 
 class ResNet50:
-    """Images and labels: cross-entropy in training, top-1 and top-5 error in evaluation.
+    """Images and labels: cross-entropy in training, top-1 and top-5 error in evaluation."""
 
-    Imports stand inside the methods, so that a wrong flag is reported before PyTorch loads.
-    """
-
-    name = "resnet50"
+    name = "resnet50"  # in the log
+    architecture = None  # torchvision's name, if it is not `name`
     counts = ("top1_error",)  # what `loss` counts among the images of a pass
     judged_by = CLASSIFIER
 
     def network(self, num_classes, plan):
-        from lbsgd.algorithm.resnet import resnet
+        from lbsgd.algorithm.resnet import resnet  # imported late, because a wrong flag is told before PyTorch loads
 
-        return resnet(self.name, num_classes, plan.recipe.batch_norm.zero_last_gamma, plan.recipe.seed)
+        network, zero_last_gamma = self.architecture or self.name, plan.recipe.batch_norm.zero_last_gamma
+        return resnet(network, num_classes, zero_last_gamma, plan.recipe.seed)
 
     def loss(self, network, batch):
         from torch.nn.functional import cross_entropy
