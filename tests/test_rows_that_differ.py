@@ -1,11 +1,13 @@
 """Runs that make no row, or rows that cannot be compared: each is named, and the others are still shown."""
 
 import json
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from grid_logs import DIGITS, write_log, write_rows
+from resnet50 import ResNet50
 
 from lbsgd.commands.main import main
 from lbsgd.errors import ConfigError, DataError
@@ -16,6 +18,7 @@ from lbsgd.report.regions import update
 from lbsgd.report.run_log import DIVERGED
 from lbsgd.report.seeds import one_of_each_seed, require_one_code
 from lbsgd.report.write import families_at, write_report
+from lbsgd.train.facts import script_of
 
 TABLE_1 = STUDIES["table1"].rows(DIGITS)
 ERRORS = {row.name: [10.0, 11.0] for row in TABLE_1}
@@ -44,6 +47,23 @@ def test_a_row_of_two_codes_or_scripts_is_named_and_the_others_are_shown(tmp_pat
     assert code and "Table 1, warmup" in out and "these tables lack what cannot be read: 1 error" in out
     assert "constant warmup" in out and "no warmup" not in out.split("Table 1, warmup")[1]
     assert str(tmp_path / "again") in err and words in err
+
+
+def test_a_script_is_known_wherever_it_is_and_however_it_is_named(tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("own.py", "other/own.py"):
+        Path(name).write_text("class Own:\n    name = 'own'\n")
+
+    def digest_of(argument, file):
+        monkeypatch.setattr(sys, "argv", [argument])
+        monkeypatch.setitem(sys.modules, "own", own := ModuleType("own"))
+        own.__file__ = str(tmp_path / file)
+        return script_of(type("Own", (ResNet50,), {"__module__": "own"})())
+
+    same = {digest_of("own.py", "own.py"), digest_of(tmp_path / "own.py", "own.py"), digest_of("x", "other/own.py")}
+    Path("own.py").write_text("class Own:\n    name = 'another'\n")
+    assert len(same) == 1 and digest_of("own.py", "own.py") not in same
 
 
 def test_rows_of_several_codes_are_noted_under_their_table(tmp_path, capsys):

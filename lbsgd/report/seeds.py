@@ -40,11 +40,11 @@ def require_one_code(runs: Sequence[LoggedRun]) -> None:
 
     Recipes of the same `name` may differ in what the JSON does not hold, such as the loss.
     """
-    for code, what, instead in (
+    for key, what, instead in (
         ("code", "code of lbsgd", "or run one again"),
         ("script", "recipe scripts", "or give a recipe that trains something else another `name`"),
     ):
-        codes = {run.header.get("environment", {}).get(code): run for run in runs}
+        codes = {run.header.get("environment", {}).get(key): run for run in runs}
         codes.pop(None, None)  # an early log does not say it
         if len(codes) > 1:
             first, second, *_ = codes.values()

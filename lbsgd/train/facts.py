@@ -82,17 +82,20 @@ def code_of(package: Path) -> dict[str, str]:
 
 
 def script_of(task: object) -> str:
-    """Return the digest of the recipe's script, with the files that define the task's class and its bases."""
-    return digest(*(path.read_bytes() for path in files_of(task)))
+    """Return the digest of the recipe's script, with the files that define the task's class and its bases.
+
+    It does not depend on where the files are, or on how the command names them.
+    """
+    return digest(*sorted({path.read_bytes() for path in files_of(task)}))
 
 
-def files_of(task: object) -> list[Path]:
+def files_of(task: object) -> set[Path]:
     """Return the script and the files that define the task's class and its bases, except those of lbsgd and Python."""
     names = {each.__module__ for each in type(task).__mro__}
     others = {"lbsgd", *sys.stdlib_module_names}
     modules = [sys.modules.get(name) for name in names if name.split(".")[0] not in others]
     files = {getattr(module, "__file__", None) for module in modules} | {sys.argv[0]}
-    return sorted(path for path in map(Path, filter(None, files)) if path.is_file())
+    return {path for path in map(Path, filter(None, files)) if path.is_file()}
 
 
 def environment(data: str, task: object = None) -> dict[str, Any]:

@@ -177,8 +177,8 @@ class Saver:
         """
         if found.get("script") not in (None, self.described.get("script")):
             self.say_on_rank_0(
-                "warning: the recipe's script has changed since the checkpoint; if that changes more than words, the "
-                "run is no longer one recipe, which only the log says"
+                "warning: the recipe's script has changed since the checkpoint; if it now trains something else, begin "
+                "a new run in another --output_dir"
             )
         worlds = (found["world_size"], dist.get_world_size())
         tell_of_another_order(self.engine, found.get("aggregation"), worlds, self.say_on_rank_0)
