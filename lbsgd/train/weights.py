@@ -21,6 +21,7 @@ def weights_in(path: Path) -> dict[str, Any]:
     """Return the weights in a file. Imports PyTorch. Raises DataError if the file holds none."""
     import torch
 
+    weights: Any
     try:
         with open(path, "rb") as file:
             begin = file.read(9)
