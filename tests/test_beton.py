@@ -244,6 +244,14 @@ def test_an_evaluation_reads_val_beton_and_the_manifest_alone(tmp_path):
         open_val(folder)
 
 
+@pytest.mark.parametrize("source", ["train/ant", "ILSVRC2012_img_train.tar"])
+def test_a_folder_of_images_is_to_be_converted_into_another(tmp_path, source):
+    (tmp_path / "own" / source).mkdir(parents=True)
+    own = tmp_path / "own"
+    with pytest.raises(DataError, match=f"{own} holds images .*: lbsgd convert --source {own} --data_dir {own}_ffcv"):
+        open_data(own)
+
+
 def test_without_a_manifest_an_evaluation_counts_the_classes_of_the_training_labels_if_there_are_any(tmp_path):
     folder = data_of(tmp_path / "data", val=(1, 0), manifest=False)
     assert open_val(folder).num_classes == 3

@@ -105,10 +105,12 @@ def test_a_purpose_in_an_lbsgd_block_keeps_its_letters(tmp_path):
     assert '"purpose": "η für Größe"' in path.read_text(encoding="utf-8")
 
 
-def test_a_measurement_is_switched_off():
-    config = changed(comms_logger={"enabled": True}, timers={"throughput": {"enabled": True}})
-    assert [each.code for each in findings_of(config)] == ["D39", "D39"]
-    assert corrected(config) == edited()
+def test_a_measurement_that_somebody_has_switched_on_stays_and_deepspeeds_own_timer_is_switched_off():
+    config = changed(
+        comms_logger={"enabled": True}, wall_clock_breakdown=True, timers={"throughput": {"enabled": True}}
+    )
+    assert [each.code for each in findings_of(config)] == ["D39", "D39", "D39"]
+    assert corrected(config) == {**edited(), "comms_logger": {"enabled": True}, "wall_clock_breakdown": True}
 
 
 def test_a_scheduler_that_is_missing_is_written_and_another_one_stays():

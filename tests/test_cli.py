@@ -399,7 +399,10 @@ def test_a_picture_is_drawn_through_a_symlink_and_takes_no_file_of_others(tmp_pa
         (["plan", EIGHT_K, "--png", "schedule.pgf"], ["schedule.pgf", ".png, .svg or .pdf"]),
         (["plan", EIGHT_K, "--png", "schedule"], ["schedule", ".png, .svg or .pdf"]),
         (["plan", EIGHT_K, "--png", "/no/such/folder/a.png"], ["cannot write /no/such/folder/a.png"]),
-        (["plan", str(ROOT / "tests/fixtures/foreign/lowercase_sgd.json")], ["has no lbsgd block"]),
+        (
+            ["plan", str(ROOT / "tests/fixtures/foreign/lowercase_sgd.json")],
+            ["has no lbsgd block", "lbsgd config --global_batch"],
+        ),
         (["plan", str(ROOT / "tests/fixtures/foreign/nothing_to_say.json")], ["lbsgd"]),
         (
             ["plan", EIGHT_K, "--global_batch", "4096", "--set", "train_batch_size=2048"],

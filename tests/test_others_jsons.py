@@ -115,6 +115,8 @@ def test_a_one_bit_optimizer_moves_the_weights_where_it_is_there(kind):
     config = {**SGD, "optimizer": {"type": kind, "params": {"lr": 0.1}}, "fp16": {"enabled": True}}
     told = {code: [v for v in ("0.18", "0.19") if found(config, code, version=v)] for code in ("D06", "D11", "D73")}
     assert told == {"D06": ["0.19"], "D11": [], "D73": ["0.18"]}
+    plain, with_a_block = (found({**config, **block}, "D06", version="0.19")[0].fix for block in ({}, {"lbsgd": {}}))
+    assert plain.startswith(("use Adam", "use Lamb")) and with_a_block.startswith("use SGD")  # as D56 advises
 
 
 @pytest.mark.parametrize("name", ["select_strategy", "select_interval", "update_interval"])

@@ -333,7 +333,7 @@ def test_the_devkit_s_table_is_read_as_scipy_reads_it(tmp_path):
     "remove, message",
     [
         (["train", "val"], "no train/ and no ILSVRC2012_img_train.tar, no val/ and no ILSVRC2012_img_val.tar found"),
-        (["val"], "no images in .*: no val/ and no ILSVRC2012_img_val.tar found"),
+        (["val"], "no validation images in .*: no val/ and no ILSVRC2012_img_val.tar found"),
         ([f"train/n01443537/n01443537_{i}.JPEG" for i in (1, 2, 10)], "no images in .*train for class n01443537"),
         ([f"train/{wnid}" for wnid in WNIDS], "no images in .*train; expected one folder per class"),
     ],
@@ -871,7 +871,7 @@ def test_a_truncated_compressed_archive_is_refused(tmp_path):
 
 def test_a_tar_without_train_and_val_says_what_was_looked_for(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar_bytes({"set/train/a/1.JPEG": jpeg(1)}))
-    with pytest.raises(DataError, match="no images in .*a.tar: no val/ found; expected train/<class>/"):
+    with pytest.raises(DataError, match="no validation images in .*a.tar: no val/ found; expected train/<class>/"):
         find(tmp_path / "a.tar", tmp_path)
 
 

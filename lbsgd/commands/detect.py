@@ -63,7 +63,10 @@ class DetectionRequest(Request):
     def open_data(self) -> int | None:
         flags = self.flags
         if not self.plan.recipe.detection:
-            raise ConfigError(f"{self.plan.name}.json trains no detector: it has no lbsgd.detection block")
+            raise ConfigError(
+                f"{self.plan.name}.json trains no detector: it has no lbsgd.detection block; take one of "
+                "ds_configs/detection, or train a classifier with recipes/resnet50.py"
+            )
         if flags.compile or flags.cuda_graphs:
             flag = "--compile" if flags.compile else "--cuda_graphs"
             raise ConfigError(

@@ -219,8 +219,10 @@ def _nothing_found(path: Path, missing: list[str], data_dir: Path) -> DataError:
     if not path.exists():
         return DataError(f"{path}: does not exist; name your copy of ImageNet with: {CONVERT.format(data_dir)}")
     zips = sorted(entry.name for entry in path.glob("*.zip")) if path.is_dir() else []
+    kind = {"train/": "no training images", "val/": "no validation images"}
+    what = kind[missing[0].split()[0]] if len(missing) == 1 else "no images"
     return DataError(
-        f"no images in {path}: no {', no '.join(missing)} found; expected train/<class>/* and val/<class>/* "
+        f"{what} in {path}: no {', no '.join(missing)} found; expected train/<class>/* and val/<class>/* "
         f"there, or ImageNet's archives or Kaggle's folders; "
         + (f"unpack {shortened(zips)}, or " if zips else "")
         + f"name the source with: {CONVERT.format(data_dir)}"

@@ -172,6 +172,11 @@ def open_val(data_dir: str | os.PathLike) -> ValData:
 def _open(folder: Path, names: Sequence[str]) -> tuple[list[BetonFile], Manifest | None, int]:
     """Return the verified files, their manifest, and the number of classes, from the first file without a manifest."""
     missing = [name for name in names if not is_there(folder / name)]
+    if missing and any(os.path.exists(folder / source) for source in ("train", "ILSVRC2012_img_train.tar")):
+        raise DataError(
+            f"{folder} holds images that are not converted yet; convert them into another folder, and give that: "
+            f"lbsgd convert --source {folder} --data_dir {os.path.abspath(folder)}_ffcv"
+        )
     if missing:
         raise DataError(
             f"no data in {folder}: {' and '.join(missing)} not found; make the folder with: "

@@ -51,8 +51,10 @@ def require_block(where: str, config: Mapping[str, Any]) -> None:
     """Raise ConfigError if a JSON has no `lbsgd` block, or has it under another name."""
     if "lbsgd" not in config:
         refuse(where, findings_by(NAME_RULES, Document(config), "plain"))
+        batch = config.get("train_batch_size")
         raise ConfigError(
-            f"{where}: has no lbsgd block, which says epochs, num_images and warmup; take one from ds_configs/8k.json"
+            f"{where}: has no lbsgd block, which says epochs, num_images and warmup; write a complete JSON with: "
+            f"lbsgd config --global_batch {batch if type(batch) is int else 256}"
         )
 
 

@@ -27,7 +27,8 @@ SWITCHES = ("wall_clock_breakdown", f"{FLOPS}.enabled", "memory_breakdown")
     lbsgd="warning",
     plain="warning",
     why="These keys synchronise host and GPU in every pass, so the host can no longer queue work ahead; comms_logger "
-    "does so after every single collective call. The throughput timer does unless synchronized is false.",
+    "does so after every single collective call. The throughput timer does unless synchronized is false. `--fix` "
+    "switches off only that timer, because DeepSpeed switches it on by itself.",
     fix="delete it when you have measured",
     example={"wall_clock_breakdown": True},
 )
@@ -35,10 +36,9 @@ def measurement(json: Document) -> Iterator[Hit]:
     for key in SWITCHES:
         broken = key.startswith(FLOPS) and wrong_in_profiler(json)  # D97 reports it
         if json.is_on(key) and not broken:
-            yield Hit(key, "makes the host wait for the GPU in every pass", correction={key: DELETE})
+            yield Hit(key, "makes the host wait for the GPU in every pass")
     if json.is_on("comms_logger.enabled"):
-        said = "makes the host wait for the GPU after every collective call"
-        yield Hit("comms_logger.enabled", said, correction={"comms_logger": DELETE})
+        yield Hit("comms_logger.enabled", "makes the host wait for the GPU after every collective call")
     if json.is_on(f"{TIMER}.enabled") and synchronizes(json):
         key, said = f"{TIMER}.enabled", "makes the host wait for the GPU before and after every pass"
         yield Hit(key, said, "set it to false when you have measured", {key: False})

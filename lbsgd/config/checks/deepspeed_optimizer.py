@@ -37,7 +37,7 @@ def unknown_optimizer(json: Document) -> Iterator[Hit]:
         return
     torch_names = frozenset(json.accepted.torch_optimizers)
     if name in REMOVED_OPTIMIZERS:
-        successor = "Lamb" if "lamb" in name else "Adam"
+        successor = "SGD" if not json.plain else "Lamb" if "lamb" in name else "Adam"
         said = f"is {kind}, which was removed from DeepSpeed"
         yield Hit(TYPE, said, f"use {successor}, and delete the parameters that only {kind} knew")
         return
