@@ -111,6 +111,15 @@ def test_a_resumed_run_is_timed_from_where_it_goes_on(clock):
     assert screen(progress)[0].startswith("epoch 46/90 ") and " 7022/14040 " in screen(progress)[0]
 
 
+def test_a_run_that_has_done_more_than_is_asked_for_says_so(capsys):
+    progress = Progress(22, 11)
+    progress.begin(33)
+    progress.epoch(EPOCH)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "done before    33 iterations (3 epochs), and this command asks for 22, so it trains no more"
+    assert second.startswith("epoch 3/3 ")
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_a_terminal_shows_two_lines_and_wraps_none(clock, width):
     progress = Progress(14040, 156, console=terminal(width))

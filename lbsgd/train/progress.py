@@ -76,8 +76,12 @@ class Progress:
             self._live.stop()
 
     def begin(self, iteration: int) -> None:
-        """Set the iteration at which the run resumes."""
+        """Set the iteration at which the run resumes. It may lie beyond the end that was asked for."""
         self.first = self.done = iteration
+        if iteration > self.total:
+            asked, self.total = self.total, iteration
+            done = f"{iteration} iterations ({iteration / self.per_epoch:.4g} epochs)"
+            self.say_fact("done before", f"{done}, and this command asks for {asked}, so it trains no more")
 
     def advance(self, n: int = 1) -> None:
         self.done += n

@@ -40,6 +40,7 @@ WANTED = {  # by the type of complaint
     "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
 }
+OF_THE_LOSS = ("label_smoothing", "mixup", "cutmix")  # what users expect in the block, and the paper does not have
 PAPERS = {  # keys without a default
     "epochs": EPOCHS,
     "num_images": IMAGENET_IMAGES,
@@ -109,6 +110,8 @@ def unknown_block_key(complaints: Complaints) -> Iterator[Hit]:
             known = keys_beside(complaint["loc"])
             near = similar(str(complaint["loc"][-1]), known)
             fix = f"did you mean {near}?" if near else f"delete it; the keys there are {', '.join(sorted(known))}"
+            if complaint["loc"][-1] in OF_THE_LOSS:
+                fix = "delete it; it fits into the `loss` of a recipe of your own (docs/running.md, Another network)"
             yield Hit(key_of(complaint), "is an unknown key", fix)
 
 
