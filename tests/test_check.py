@@ -1088,17 +1088,20 @@ def test_a_switch_in_a_plain_json_is_read_as_deepspeed_reads_it(code, key, found
 @pytest.mark.parametrize(
     "key, value, words",
     [
-        ("batch_norm", 5, "is 5, and must be a block of keys"),
-        ("epochs", "90", 'is "90", and must be a whole number'),
-        ("batch_norm.per_worker_batch", 0, "is 0, and must be greater than 0"),
-        ("linear_scaling.rule", "x", 'is "x", and must be "linear", "sqrt" or "fixed"'),
-        ("paper_error_pct", [1], "is [1], and must be a list of at least 2"),
-        ("paper_error_pct", [1, 2, 3], "is [1, 2, 3], and must be a list of at most 2"),
-        ("purpose", "a\nb", 'is "a\\nb", and must be one line of text'),
+        ("batch_norm", 5, "is 5; give a block of keys"),
+        ("epochs", "90", 'is "90", and must be a whole number; write 90'),
+        ("batch_norm.per_worker_batch", 0, "is 0; give a number greater than 0"),
+        ("seed", 2**32, "is 4294967296; give a number less than 4294967296"),
+        ("augmentation.resolution", 10_001, "is 10001; give a number of at most 10000"),
+        ("linear_scaling.base_lr", 0, "is 0; give a number of at least 1e-12"),
+        ("linear_scaling.rule", "x", 'is "x"; give "linear", "sqrt" or "fixed"'),
+        ("paper_error_pct", [1], "is [1]; give a list of at least 2"),
+        ("paper_error_pct", [1, 2, 3], "is [1, 2, 3]; give a list of at most 2"),
+        ("purpose", "a\nb", 'is "a\\nb"; give one line of text'),
         (
             "augmentation.crop_scale",
             [1, 2],
-            "[1.0, 2.0] must be two shares of the image, smaller first, up to 1",
+            "[1.0, 2.0] must be two shares of the image, smaller first, up to 1; correct it",
         ),
     ],
 )
@@ -1106,7 +1109,7 @@ def test_a_wrong_value_in_the_block_is_told_in_plain_words(key, value, words):
     config = edited()
     put(config, f"lbsgd.{key}", value)
     [found] = [each for each in findings_of(config) if each.code == "R12"]
-    assert found.message == words
+    assert f"{found.message}; {found.fix}" == words
 
 
 @pytest.mark.parametrize("torch, refused", [("2.11.0", True), ("2.12.0", False), ("2.15.0+cpu", False)])

@@ -395,13 +395,13 @@ def test_what_hjson_makes_of_numbers_is_what_deepspeed_s_parser_makes_of_them():
         ("decay.epochs", "10,20", 'lbsgd.decay.epochs is "10,20", and must be a list; write [10, 20] [R12]'),
         ("decay.epochs", "[10, 20", 'lbsgd.decay.epochs is "[10, 20", and must be a list; write [10, 20] [R12]'),
         ("epochs", "90", 'lbsgd.epochs is "90", and must be a whole number; write 90 [R12]'),
-        ("warmup.epochs", "few", 'lbsgd.warmup.epochs is "few", and must be a number; correct it [R12]'),
-        ("epochs", "[30,60]", 'lbsgd.epochs is "[30,60]", and must be a whole number; correct it [R12]'),
-        ("epochs", "null", 'lbsgd.epochs is "null", and must be a whole number; correct it [R12]'),
-        ("epochs", "true", 'lbsgd.epochs is "true", and must be a whole number; correct it [R12]'),
-        ("epochs", "-3", 'lbsgd.epochs is "-3", and must be a whole number; correct it [R12]'),
-        ("warmup.epochs", "NaN", 'lbsgd.warmup.epochs is "NaN", and must be a number; correct it [R12]'),
-        ("decay.epochs", "3", 'lbsgd.decay.epochs is "3", and must be a list; correct it [R12]'),  # within the warmup
+        ("warmup.epochs", "few", 'lbsgd.warmup.epochs is "few"; give a number [R12]'),
+        ("epochs", "[30,60]", 'lbsgd.epochs is "[30,60]"; give a whole number [R12]'),
+        ("epochs", "null", 'lbsgd.epochs is "null"; give a whole number [R12]'),
+        ("epochs", "true", 'lbsgd.epochs is "true"; give a whole number [R12]'),
+        ("epochs", "-3", 'lbsgd.epochs is "-3"; give a whole number [R12]'),
+        ("warmup.epochs", "NaN", 'lbsgd.warmup.epochs is "NaN"; give a number [R12]'),
+        ("decay.epochs", "3", 'lbsgd.decay.epochs is "3"; give a list [R12]'),  # within the warmup
         ("decay.epochs", [80, 30], "lbsgd.decay.epochs [80.0, 30.0] must ascend; correct it [R12]"),
         ("batch_norm.statistics", "recomputed", "lbsgd.batch_norm.statistics_images is needed with statistics"),
         ("decay.epochs", [3], "lbsgd.decay at epoch 3 is inside the 5 of warmup"),
@@ -417,5 +417,5 @@ def test_one_wrong_value_does_not_hide_how_another_is_written():
     config = edited(lbsgd__epochs="90", lbsgd__num_images="many", lbsgd__decay__epochs="30, 60")
     found = {each.key: each.fix for each in findings_of(config) if each.code == "R12"}
     assert found == {
-        "lbsgd.epochs": "write 90", "lbsgd.num_images": "correct it", "lbsgd.decay.epochs": "write [30, 60]"
+        "lbsgd.epochs": "write 90", "lbsgd.num_images": "give a whole number", "lbsgd.decay.epochs": "write [30, 60]"
     }  # fmt: skip

@@ -34,7 +34,7 @@ class MixinAlone(lbsgd.LargeMinibatchTrainer):
         (lambda: lbsgd.initialize(NETWORK, recipe(), overrides={}), "overrides is of type dict; give lbsgd.Overrides"),
         (lambda: lbsgd.Plan.read([recipe()], 1), "the JSON is of type list; give its path, or the parsed object"),
         (lambda: lbsgd.Plan.read(recipe(), "2"), "world_size is of type str; give the number of processes as an int"),
-        (lambda: lbsgd.Plan.read(recipe(), 1, float("nan")), "lbsgd.num_images is NaN, and must be a whole number"),
+        (lambda: lbsgd.Plan.read(recipe(), 1, float("nan")), "lbsgd.num_images is NaN; give a whole number"),
         (
             lambda: lbsgd.LargeMinibatchLR(torch.optim.SGD(NETWORK.parameters(), 0.1), PLAN),
             "the schedule is of type Plan; give plan.schedule, or that of LargeMinibatchSGD",

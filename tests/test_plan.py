@@ -137,7 +137,7 @@ def test_unknown_keys_that_resemble_none_and_doubtful_numbers_are_warnings_and_a
             dict(world_size=1, num_images=8191),
             ["is 8192, more than the 8191 images", "a smaller train_batch_size (--global_batch)"],
         ),
-        (dict(world_size=1, num_images=0), ["lbsgd.num_images is 0, and must be greater than 0"]),
+        (dict(world_size=1, num_images=0), ["lbsgd.num_images is 0; give a number greater than 0"]),
         (dict(world_size=0), ["world_size is 0; give the number of processes, 1 or more"]),
         (dict(world_size=1, overrides=Overrides(seed=2**32)), ["lbsgd.seed", "less than 4294967296"]),
     ],

@@ -35,10 +35,10 @@ WANTED = {  # by the type of complaint
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
     "literal_error": "{expected}",
-    "greater_than": "greater than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
+    "greater_than": "a number greater than {gt}",
+    "greater_than_equal": "a number of at least {ge}",
+    "less_than": "a number less than {lt}",
+    "less_than_equal": "a number of at most {le}",
 }
 OF_THE_LOSS = ("label_smoothing", "mixup", "cutmix")  # what users expect in the block, and the paper does not have
 PAPERS = {  # keys without a default
@@ -149,13 +149,15 @@ def is_model(annotation: Any) -> bool:
     lbsgd="error",
     why='The block is read strictly: "90" is not 90, and true is not 1. Some values also exclude each other, such '
     "as a warmup of kind none that takes epochs, or a decay inside the warmup.",
-    fix="correct it",
+    fix="give a value within the bounds that the finding names",
     example={"lbsgd": {"epochs": "90"}},
 )
 def impossible_block_value(complaints: Complaints) -> Iterator[Hit]:
     for complaint in complaints:
         if complaint["type"] not in ("extra_forbidden", "missing"):
-            yield Hit(*place_and_words(complaint), complaint["written_right"])
+            wanted = wanted_of(complaint)
+            fix = f"give {wanted}" if wanted else "correct it"
+            yield Hit(*place_and_words(complaint), complaint["written_right"] or fix)
 
 
 def place_and_words(complaint: Mapping[str, Any]) -> tuple[str, str]:
@@ -198,15 +200,20 @@ def with_value(block: Any, path: Sequence[str | int], value: Any) -> Any:
 
 def in_words(complaint: Mapping[str, Any]) -> str:
     """Say what a value is and must be; our own validators' messages are complete."""
-    is_, wanted = f"is {shown(complaint['input'])}", WANTED.get(complaint["type"])
+    is_, wanted = f"is {shown(complaint['input'])}", wanted_of(complaint)
     if wanted is None:
         message = complaint["msg"].removeprefix("Value error, ")
         return message if isinstance(complaint["input"], Mapping) else f"{message} ({is_})"
+    return f"{is_}, and must be {wanted}" if complaint["written_right"] else is_
+
+
+def wanted_of(complaint: Mapping[str, Any]) -> str | None:
+    """Say what a value must be, with its bound; None for a complaint of our own validators."""
     bounds = {
         name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in complaint.get("ctx", {}).items()
     }
-    must_be = wanted.format(**bounds).replace("'", '"')
-    return f"{is_}, and must be {must_be}"
+    wanted = WANTED.get(complaint["type"])
+    return wanted and wanted.format(**bounds).replace("'", '"')
 
 
 NAME_RULES = (misspelt_block,)  # apart, because they judge a JSON that may have no block
