@@ -72,6 +72,7 @@ WRONG = [
         ["3200000", "1281167"],
     ),
     (dict(lbsgd__warmup__epoch=5), "R10", "lbsgd.warmup.epoch", ["is an unknown key"]),
+    (dict(lbsgd__ema=0.999), "R10", "lbsgd.ema", ["is an unknown key", "docs/in_your_project.md"]),
     (dict(lbsgd__label_smoothing=0.1), "R10", "lbsgd.label_smoothing", ["is an unknown key", "`loss` of a recipe"]),
     (dict(lbsgd__warmup__epochs=None), "R11", "lbsgd.warmup.epochs", ["missing", "the paper has 5"]),
     (dict(lbsgd__warmup__kind="slow"), "R12", "lbsgd.warmup.kind", ["gradual", "slow"]),

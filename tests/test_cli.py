@@ -401,7 +401,7 @@ def test_a_picture_is_drawn_through_a_symlink_and_takes_no_file_of_others(tmp_pa
         (["plan", EIGHT_K, "--png", "/no/such/folder/a.png"], ["cannot write /no/such/folder/a.png"]),
         (
             ["plan", str(ROOT / "tests/fixtures/foreign/lowercase_sgd.json")],
-            ["has no lbsgd block", "lbsgd config --global_batch"],
+            ["has no lbsgd block", "lbsgd config --global_batch 256 --gpus GPUS --output FILE"],
         ),
         (["plan", str(ROOT / "tests/fixtures/foreign/nothing_to_say.json")], ["lbsgd"]),
         (

@@ -40,7 +40,11 @@ WANTED = {  # by the type of complaint
     "less_than": "a number less than {lt}",
     "less_than_equal": "a number of at most {le}",
 }
-OF_THE_LOSS = ("label_smoothing", "mixup", "cutmix")  # what users expect in the block, and the paper does not have
+IN_A_LOSS = "delete it; it fits into the `loss` of a recipe of your own (docs/running.md, Another network)"
+ELSEWHERE = {  # what users expect in the block, and the paper does not have
+    **dict.fromkeys(("label_smoothing", "mixup", "cutmix"), IN_A_LOSS),
+    "ema": "delete it; recipes average no weights, and docs/in_your_project.md has the parts for a loop of your own",
+}
 PAPERS = {  # keys without a default
     "epochs": EPOCHS,
     "num_images": IMAGENET_IMAGES,
@@ -55,7 +59,7 @@ def require_block(where: str, config: Mapping[str, Any]) -> None:
         batch = config.get("train_batch_size")
         raise ConfigError(
             f"{where}: has no lbsgd block, which says epochs, num_images and warmup; write a complete JSON with: "
-            f"lbsgd config --global_batch {batch if type(batch) is int else 256}"
+            f"lbsgd config --global_batch {batch if type(batch) is int else 256} --gpus GPUS --output FILE"
         )
 
 
@@ -110,9 +114,7 @@ def unknown_block_key(complaints: Complaints) -> Iterator[Hit]:
             known = keys_beside(complaint["loc"])
             near = similar(str(complaint["loc"][-1]), known)
             fix = f"did you mean {near}?" if near else f"delete it; the keys there are {', '.join(sorted(known))}"
-            if complaint["loc"][-1] in OF_THE_LOSS:
-                fix = "delete it; it fits into the `loss` of a recipe of your own (docs/running.md, Another network)"
-            yield Hit(key_of(complaint), "is an unknown key", fix)
+            yield Hit(key_of(complaint), "is an unknown key", ELSEWHERE.get(complaint["loc"][-1], fix))
 
 
 @rule(
