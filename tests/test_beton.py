@@ -244,7 +244,7 @@ def test_an_evaluation_reads_val_beton_and_the_manifest_alone(tmp_path):
         open_val(folder)
 
 
-@pytest.mark.parametrize("source", ["train/ant", "ILSVRC2012_img_train.tar"])
+@pytest.mark.parametrize("source", ["train/ant", "ILSVRC2012_img_train.tar", "ILSVRC/Data"])
 def test_a_folder_of_images_is_to_be_converted_into_another(tmp_path, source):
     (tmp_path / "own" / source).mkdir(parents=True)
     own = tmp_path / "own"

@@ -333,7 +333,11 @@ def test_the_devkit_s_table_is_read_as_scipy_reads_it(tmp_path):
     "remove, message",
     [
         (["train", "val"], "no train/ and no ILSVRC2012_img_train.tar, no val/ and no ILSVRC2012_img_val.tar found"),
-        (["val"], "no validation images in .*: no val/ and no ILSVRC2012_img_val.tar found"),
+        (
+            ["val"],
+            "no validation images in .*: no val/ and no ILSVRC2012_img_val.tar found; .* move some images of each "
+            "class from train/ to val/, or name the source with",
+        ),
         ([f"train/n01443537/n01443537_{i}.JPEG" for i in (1, 2, 10)], "no images in .*train for class n01443537"),
         ([f"train/{wnid}" for wnid in WNIDS], "no images in .*train; expected one folder per class"),
     ],

@@ -225,5 +225,6 @@ def _nothing_found(path: Path, missing: list[str], data_dir: Path) -> DataError:
         f"{what} in {path}: no {', no '.join(missing)} found; expected train/<class>/* and val/<class>/* "
         f"there, or ImageNet's archives or Kaggle's folders; "
         + (f"unpack {shortened(zips)}, or " if zips else "")
+        + ("move some images of each class from train/ to val/, or " if what == kind["val/"] else "")
         + f"name the source with: {CONVERT.format(data_dir)}"
     )

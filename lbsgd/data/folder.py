@@ -19,6 +19,7 @@ from lbsgd.errors import DataError
 
 UNPUBLISHED = ".converting/manifest.json"  # exists after the converter has finished both files until they are renamed
 LISTS = ("images_per_class", "skipped", "skipped_numbers")  # of the manifest, by split
+SOURCES = ("train", "ILSVRC2012_img_train.tar", "ILSVRC")  # in a folder of images: class folders, archives, Kaggle's
 MOST_CLASSES = 1 << 20  # to infer from labels alone; a higher label is damage
 
 
@@ -172,7 +173,7 @@ def open_val(data_dir: str | os.PathLike) -> ValData:
 def _open(folder: Path, names: Sequence[str]) -> tuple[list[BetonFile], Manifest | None, int]:
     """Return the verified files, their manifest, and the number of classes, from the first file without a manifest."""
     missing = [name for name in names if not is_there(folder / name)]
-    if missing and any(os.path.exists(folder / source) for source in ("train", "ILSVRC2012_img_train.tar")):
+    if missing and any(os.path.exists(folder / source) for source in SOURCES):
         raise DataError(
             f"{folder} holds images that are not converted yet; convert them into another folder, and give that: "
             f"lbsgd convert --source {folder} --data_dir {os.path.abspath(folder)}_ffcv"
