@@ -122,14 +122,14 @@ def test_a_run_warns_of_it_once_the_engine_stands(rank, told, tmp_path, monkeypa
         raise DataError("enough")
 
     monkeypatch.setattr(session, "Guard", lambda *_: nullcontext())
-    for name in ("meet", "from_rank_0", "limit_threads"):
+    for name in ("meet", "from_rank_0", "limit_threads", "seed_random_numbers"):
         monkeypatch.setattr(session, name, lambda *_: None)
     monkeypatch.setattr(session, "unused_gpu", lambda: "")
     monkeypatch.setattr(session, "build_engine", lambda run: (SimpleNamespace(device=torch.device("cpu")), None))
     monkeypatch.setattr(session, "emulated_bf16", lambda plan, device: "it emulates bf16")
     monkeypatch.setattr(session, "Progress", stop)
     with pytest.raises(DataError, match="enough"):
-        plan = SimpleNamespace(iterations_per_epoch=1, global_batch=1)
+        plan = SimpleNamespace(iterations_per_epoch=1, global_batch=1, recipe=SimpleNamespace(seed=0))
         task = SimpleNamespace(judged_by=())
         run = SimpleNamespace(plan=plan, deterministic=False, last_iteration=1, task=task)
         session.train(run, SimpleNamespace(is_rank_0=rank == 0), [], 60, {}, Stopwatch([]))
@@ -148,7 +148,7 @@ def test_cudnn_repeats_its_bits_where_the_flag_says_so(flags, wanted, tmp_path, 
         raise DataError("enough")
 
     monkeypatch.setattr(session, "Guard", lambda *_: nullcontext())
-    for name in ("meet", "from_rank_0", "limit_threads"):
+    for name in ("meet", "from_rank_0", "limit_threads", "seed_random_numbers"):
         monkeypatch.setattr(session, name, lambda *_: None)
     monkeypatch.setattr(session, "build_engine", stop)
     config = ["--deepspeed_config", str(ROOT / "ds_configs/digits.json"), "--output_dir", str(tmp_path)]
