@@ -108,7 +108,7 @@ def distance(weights, expected):
     """Return the largest max |Δ| / max |expected| among weights, running means and running variances."""
 
     def flat(tensors, names):
-        return torch.cat([tensors[name].double().cpu().flatten() for name in names])
+        return torch.cat([tensors[name].detach().double().cpu().flatten() for name in names])
 
     means, variances = ([name for name in expected if name.endswith(end)] for end in ("running_mean", "running_var"))
     kinds = [[name for name in expected if name not in means + variances], means, variances]
