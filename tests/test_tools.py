@@ -237,7 +237,7 @@ def test_both_sides_of_the_bench_of_a_cpu_are_on_the_cpu_where_there_is_a_gpu():
 
 
 def small_bench_of_a_step(data):
-    """What tools/bench_step.py prints with a small network and small images."""
+    """Return the exit code of tools/bench_step.py and its output, with a small network and small images."""
     tool, printed = load_tool("bench_step"), io.StringIO()
     tool.SIZES, tool.ResNet18 = replace(tool.SIZES, resolution=16, warm_up=1), SmallResNet
     sys.argv = ["bench_step.py", "--rounds", "2", "--data_dir", str(data)]

@@ -99,7 +99,7 @@ def files_of(task: object) -> set[Path]:
 
 
 def environment(data: str, task: object = None) -> dict[str, Any]:
-    """Return where and how the process runs, for the log. task: that of the recipe, if there is one."""
+    """Return where and how the process runs, for the log. task: what the recipe trains, if there is a recipe."""
     return {
         "command": sys.argv,
         "host": platform.node(),
