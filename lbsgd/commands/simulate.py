@@ -101,7 +101,7 @@ def opened(
         import torch
 
     from lbsgd.data.share import Pixels
-    from lbsgd.train.facts import environment
+    from lbsgd.train.facts import environment, script_of
     from lbsgd.train.images import fake_images, ffcv_files
     from lbsgd.train.random_states import seed_random_numbers
     from lbsgd.train.simulated import Server
@@ -110,7 +110,7 @@ def opened(
     source = ffcv_files(request.data, threads) if request.data else fake_images()
     pixels = Pixels(resolution=plan.recipe.augmentation.resolution, device=torch.device("cpu"))
     images = source.open(plan, request.processes, pixels, stack)
-    header = {**described, "environment": environment(source.place, task)}
+    header = {**described, "environment": {**environment(source.place), "script": script_of(task)}}
     log = stack.enter_context(RunLog(request.output_dir, header, 0 if request.flags.resume else None))
     torch.set_num_threads(threads)  # FFCV has changed it
     seed_random_numbers(plan.recipe.seed)

@@ -37,7 +37,7 @@ from lbsgd.processes.stopwatch import Stopwatch
 from lbsgd.processes.surroundings import importing, require_compiling, require_surroundings
 from lbsgd.report.lines import say_fact, warn
 from lbsgd.train.checkpoint_names import named_at_start
-from lbsgd.train.facts import fingerprints
+from lbsgd.train.facts import SCRIPT, fingerprints
 from lbsgd.train.live_page import Limits, baseline_limits
 from lbsgd.train.run import CHECKPOINTS, Every, Run, last_iteration, require_place, require_writable
 
@@ -203,6 +203,7 @@ def start(task: Task, request: Request, started_by: list[psutil.Process], stopwa
 
     flags, processes, images = request.flags, request.processes, request.images()
     every = Every(*flags.checkpoint_every) if flags.checkpoint_every else Every()
+    facts = fingerprints(request.plan, task, {**vars(flags), "local_rank": None}, images.fingerprint)
     run = Run(
         task,
         request.plan,
@@ -219,6 +220,6 @@ def start(task: Task, request: Request, started_by: list[psutil.Process], stopwa
         deterministic=flags.deterministic,
         baseline=request.baseline,
         started_from=request.started_from,
+        script=facts[SCRIPT],
     )
-    facts = fingerprints(request.plan, task, {**vars(flags), "local_rank": None}, images.fingerprint)
     train(run, processes, started_by, flags.hang_timeout, facts, stopwatch)

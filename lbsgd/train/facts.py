@@ -20,7 +20,7 @@ from lbsgd.units import installed
 PACKAGES = ("lbsgd", "torch", "torchvision", "deepspeed", "ffcv", "triton")
 # All hosts must have the same versions: NumPy draws the shared order of images, and batch norm's kernels are triton's.
 ALIKE = ("torch", "torchvision", "deepspeed", "numpy", "triton")
-KIND_OF_DEVICE = "kind of device"
+KIND_OF_DEVICE, SCRIPT = "kind of device", "recipe script"
 OLDEST_DRIVER = 580  # for CUDA 13
 
 
@@ -29,7 +29,7 @@ def fingerprints(plan: Plan, task: object, flags: Mapping[str, Any], data: str) 
     return {
         "configuration": digest(json.dumps([plan.config, plan.recipe.model_dump()]).encode()),
         **code_of(Path(__file__).parent.parent),
-        "recipe script": script_of(task),
+        SCRIPT: script_of(task),
         "flags": json.dumps(dict(flags)),
         **{f"version of {name}": installed(name) or "" for name in ALIKE},
         KIND_OF_DEVICE: accelerator_kind(),
@@ -98,16 +98,14 @@ def files_of(task: object) -> set[Path]:
     return {path for path in map(Path, filter(None, files)) if path.is_file()}
 
 
-def environment(data: str, task: object = None) -> dict[str, Any]:
-    """Return where and how the process runs, for the log. task: what the recipe trains, if there is a recipe."""
+def environment(data: str) -> dict[str, Any]:
+    """Return where and how the process runs, for the log."""
     return {
         "command": sys.argv,
         "host": platform.node(),
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in PACKAGES},
-        # The runs of a row must agree in both.
-        "code": code_of(Path(__file__).parent.parent)["code of lbsgd"],
-        **({"script": script_of(task)} if task else {}),
+        "code": code_of(Path(__file__).parent.parent)["code of lbsgd"],  # rows of a table must agree in it
         "data": data,
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }

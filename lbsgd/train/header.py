@@ -35,7 +35,7 @@ def header_of(run: Run, engine: Any, graphs: GraphChoice) -> dict[str, Any]:
         "batch_norm": norm_described(run, engine.device),
         **{key: value for key, value in optional.items() if value},
         **estimated_memory(run, engine.device),
-        "environment": {**environment(run.images.place, run.task), **of_the_device(engine.device)},
+        "environment": {**environment(run.images.place), "script": run.script, **of_the_device(engine.device)},
     }
 
 

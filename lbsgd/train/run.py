@@ -51,6 +51,7 @@ class Run:
     deterministic     whether a GPU repeats its bits (`device_rules.repeat_bits`)
     baseline          limits of the training error by epoch (`live_page.baseline_limits`); empty without a baseline
     started_from      how the run's initial weights were trained, for the log; None without any
+    script            the digest of the recipe's script (`facts.script_of`), in which the runs of a row must agree
     """
 
     task: Task
@@ -68,6 +69,7 @@ class Run:
     deterministic: bool = False
     baseline: Mapping[float, float] = field(default_factory=dict)
     started_from: str | None = None
+    script: str = ""
 
     @property
     def checkpoints(self) -> Path:

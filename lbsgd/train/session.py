@@ -29,7 +29,7 @@ from lbsgd.train.compiled import compile_blocks
 from lbsgd.train.device_rules import LAYOUT, emulated_bf16, repeat_bits
 from lbsgd.train.engine import initialize, start_processes
 from lbsgd.train.engine_state import gather_state
-from lbsgd.train.facts import KIND_OF_DEVICE, script_of, unused_gpu
+from lbsgd.train.facts import KIND_OF_DEVICE, unused_gpu
 from lbsgd.train.graphs import GraphChoice, choose_graphs, graph_blocks
 from lbsgd.train.header import header_of, say_what_runs
 from lbsgd.train.identity import MODEL
@@ -158,7 +158,7 @@ def open_saver(run: Run, engine, progress: Progress) -> Saver:
     if not run.evaluate_only:  # a network may be evaluated on any data, at any size, in any precision
         images = {"data": run.images.fingerprint, "decoder": run.images.decoder}
         identity |= {**run.plan.identity(), "precision": run.plan.precision, **images}
-    described = {"plan": run.plan.as_dict(), "script": script_of(run.task)}
+    described = {"plan": run.plan.as_dict(), "script": run.script}
     return Saver(engine, run.checkpoints, identity, described, run.every, progress.say)
 
 
