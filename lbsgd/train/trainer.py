@@ -102,14 +102,22 @@ class Trainer:
 
     def update(self, batches: Iterator[Batch]) -> None:
         """Make one update from kn images: `accumulation_steps` passes of `micro_batch` images on each process."""
-        for batch in self.passes(batches):
-            # Normalised by kn (Remark 3): the loss is a mean over the micro batch, backward divides it by the number of
-            # passes, and aggregation takes the mean over the processes, which all have equally many images.
-            loss, counts = self.task.loss(self.engine, batch)
-            with self.noise.watching(self.iteration):
-                self.engine.backward(loss)
-            self.note(loss.detach(), counts)
-            step(self.engine)  # moves the weights in the last pass only
+        before = None  # the state to return to if the iteration is given up, as a single pass never is
+        if self.plan.accumulation_steps > 1:
+            before = BeforeUpdate(self.totals.sums, random_states(dist.get_rank()))
+        for number in range(self.plan.accumulation_steps):
+            self.train_pass(self.next_batch(batches, number))
+            self.after_pass(self.plan.accumulation_steps - 1 - number, before)
+
+    def train_pass(self, batch: Batch) -> None:
+        """Add the gradient of one micro batch to the update's."""
+        # Normalised by kn (Remark 3): the loss is a mean over the micro batch, backward divides it by the number of
+        # passes, and aggregation takes the mean over the processes, which all have equally many images.
+        loss, counts = self.task.loss(self.engine, batch)
+        with self.noise.watching(self.iteration):
+            self.engine.backward(loss)
+        self.note(loss.detach(), counts)
+        step(self.engine)  # moves the weights in the last pass only
 
     def note(self, loss: torch.Tensor, counts) -> None:
         """Add one pass to the totals, and remember the first iteration whose loss is not a number."""
@@ -118,23 +126,14 @@ class Trainer:
 
     # --- stopping and saving ------------------------------------------------------------------------------------------
 
-    def passes(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches of one update. After each pass, check whether the processes agree to stop or to save."""
-        before = None  # the state to return to if the iteration is given up, as a single pass never is
-        if self.plan.accumulation_steps > 1:
-            before = BeforeUpdate(self.totals.sums, random_states(dist.get_rank()))
-        for number in range(self.plan.accumulation_steps):
-            self.guard.alive(f"iteration {self.iteration}, pass {number}")
-            batch = self.clock.next_of(batches)
-            if self.guard.nothing_to_save:
-                self.begin_together()
-            yield batch
-            self.after_pass(self.plan.accumulation_steps - 1 - number, before)
-
-    def begin_together(self) -> None:
-        """Wait for all processes. From now on none ends at once if told to stop: the others would wait for it."""
-        self.require_numbers()
-        self.guard.nothing_to_save = False
+    def next_batch(self, batches: Iterator[Batch], number: int) -> Batch:
+        """Return the next micro batch, in time that counts as waiting for data. number: the pass's in its update."""
+        self.guard.alive(f"iteration {self.iteration}, pass {number}")
+        batch = self.clock.next_of(batches)
+        if self.guard.nothing_to_save:
+            self.require_numbers()  # waits for all processes, so that none ends at once later while others wait for it
+            self.guard.nothing_to_save = False
+        return batch
 
     def start_epoch(self) -> None:
         self.totals = Totals(self.engine.device, len(self.task.counts))
