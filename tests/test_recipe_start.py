@@ -146,14 +146,16 @@ def test_a_classifier_that_is_evaluated_alone_says_so_too(there, copied, digits_
     assert (warning in capsys.readouterr().out) == copied
 
 
+@pytest.mark.parametrize("weights", ["weights.pt", "checkpoints/iteration_00000768.1/weights.safetensors"])
 @pytest.mark.parametrize("classes, warned", [("ab", False), ("ac", True), ("abc", True)])
-def test_labels_that_meant_other_classes_in_training_are_told(classes, warned, tmp_path, capsys):
+def test_labels_that_meant_other_classes_in_training_are_told(classes, warned, weights, tmp_path, capsys):
     write_beton(tmp_path / "val.beton", [0, 1])
     val = open_val(tmp_path).val
     Manifest([*"ab"], Split.of(val), Split.of(val), "", {}, 1).write(tmp_path / "manifest.json")
     header = {"model": "small", **Plan.read(JSON[1], 1).as_dict(), "classes": [*classes]}
     with RunLog(tmp_path / "run", header):
-        (tmp_path / "run/weights.pt").touch()
+        (tmp_path / "run" / weights).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / weights).touch()
     asked = [
         JSON[0],
         str(JSON[1]),
@@ -161,7 +163,7 @@ def test_labels_that_meant_other_classes_in_training_are_told(classes, warned, t
         str(tmp_path),
         "--evaluate_only",
         "--weights",
-        f"{tmp_path}/run/weights.pt",
+        f"{tmp_path}/run/{weights}",
     ]
     Request(parser("").parse_args(asked)).require_place()
     assert ("in training and is" in capsys.readouterr().out) == warned

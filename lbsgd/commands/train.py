@@ -18,7 +18,7 @@ import psutil
 from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.commands.plan_lines import print_plan
 from lbsgd.commands.recipe_flags import overrides_of, parser
-from lbsgd.commands.trained_on import header_in, other_class
+from lbsgd.commands.trained_on import header_in, other_class, run_of
 from lbsgd.config.plan import Plan
 from lbsgd.data.folder import ValData, data_folder, open_data, open_val
 from lbsgd.data.host_files import keep_torchs_code
@@ -164,7 +164,7 @@ class Request:
             weights=self.weights is not None,
         )
         if flags.evaluate_only:
-            self.compare_with_training(self.weights.parent if self.weights else folder)
+            self.compare_with_training(run_of(self.weights) if self.weights else folder)
 
     def compare_with_training(self, folder: Path) -> None:
         """Warn if a label meant another class to a run's weights. It is no error: one class may have two names."""

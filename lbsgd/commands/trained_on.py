@@ -9,6 +9,7 @@ from pathlib import Path
 from lbsgd.errors import DataError
 from lbsgd.report.log_lines import Record
 from lbsgd.report.run_log import read_run
+from lbsgd.train.checkpoint_names import CHECKPOINT_NAME
 
 
 def header_in(folder: Path) -> Record:
@@ -17,6 +18,12 @@ def header_in(folder: Path) -> Record:
         return read_run(folder).header
     except DataError:  # weights of another program, or moved ones, can be evaluated all the same
         return {}
+
+
+def run_of(weights: Path) -> Path:
+    """Return the folder of the run that wrote a file with weights: the file's own, or above its checkpoints."""
+    folder = weights.absolute().parent
+    return folder.parents[1] if CHECKPOINT_NAME.fullmatch(folder.name) else folder
 
 
 def other_class(
