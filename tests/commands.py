@@ -36,10 +36,10 @@ def command(*arguments, **environment):
     )
 
 
-def launched(slots, *arguments, **environment):
-    """Run the recipe by DeepSpeed's launcher."""
+def launched(slots, path, *arguments, **environment):
+    """Run a recipe by DeepSpeed's launcher. path: the script's."""
     launcher = (LAUNCHER, "--quiet", "--num_accelerators", slots, "--master_port", free_port())
-    return command(*launcher, RECIPE, "--deepspeed_config", *arguments, **environment)
+    return command(*launcher, path, "--deepspeed_config", *arguments, **environment)
 
 
 def recipe(*arguments, **environment):

@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torchvision
-from commands import DIGITS, LAUNCHER, RECIPE, ROOT, command, joined, launched, recipe, refused, script
+from commands import DIGITS, LAUNCHER, RECIPE, ROOT, command, joined, launched, refused, script
 from processes import free_port
 from test_sources import make_official
 
 from lbsgd.config.json_file import read_json
+from lbsgd.convert.convert import convert
 from lbsgd.data import beton
 from lbsgd.data.loaders import EvalLoader
 from lbsgd.data.share import Pixels, Share
@@ -24,6 +25,7 @@ from lbsgd.report.run_log import read_run
 from lbsgd.train.run import Run, begin_output, prepare_output
 
 SMALL = {"train_batch_size": 16, "train_micro_batch_size_per_gpu": 4}
+SMALL_RECIPE = "tests/cluster/small.py"  # with a network that is built, trained and saved in no time
 
 
 def test_help_shows_the_command_and_every_flag():
@@ -54,6 +56,10 @@ def test_help_shows_the_command_and_every_flag():
         assert flag in done.stdout
 
 
+def recipe(*arguments):
+    return script(SMALL_RECIPE, "--deepspeed_config", *arguments)
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """The digits' recipe with k = 4 workers of 4 images: 89 iterations per epoch, each a tenth of a second."""
@@ -77,15 +83,15 @@ def small(tmp_path_factory):
 def fake_run(small, tmp_path_factory):
     """Three iterations on fake data in two processes."""
     folder = tmp_path_factory.mktemp("fake")
-    done = launched(2, small, "--fake_data", "--max_iterations", 3, "--output_dir", folder / "run")
+    arguments = (small, "--fake_data", "--max_iterations", 3, "--output_dir", folder / "run")
+    done = launched(2, SMALL_RECIPE, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run"
 
 
 def test_two_runs_with_the_same_seed_log_identical_losses(small, fake_run, tmp_path):
-    done = joined(
-        2, RECIPE, "--deepspeed_config", small, "--fake_data", "--max_iterations", 3, "--output_dir", tmp_path / "again"
-    )
+    arguments = ("--deepspeed_config", small, "--fake_data", "--max_iterations", 3, "--output_dir", tmp_path / "again")
+    done = joined(2, SMALL_RECIPE, *arguments)
     assert [each.returncode for each in done] == [0, 0], done
     assert "data           seeded random images (--fake_data)\n" in done[0].stdout
     losses = [
@@ -96,7 +102,7 @@ def test_two_runs_with_the_same_seed_log_identical_losses(small, fake_run, tmp_p
 
 def test_the_log_begins_with_the_plan_and_the_environment(fake_run):
     run = read_run(fake_run).header
-    assert run["model"] == "resnet50" and run["global_batch"] == 16 and run["iterations_per_epoch"] == 89
+    assert run["model"] == "small" and run["global_batch"] == 16 and run["iterations_per_epoch"] == 89
     assert run["environment"]["packages"]["deepspeed"] == "0.19.8" and run["world_size"] == 2
     assert [record["lr"] for record in read_run(fake_run).iterations] == [
         pytest.approx(0.01 + 0.03 * t / 89) for t in range(3)
@@ -141,18 +147,19 @@ def test_a_run_goes_on_where_it_stopped_on_another_number_of_processes(small, fa
     assert ours == pytest.approx(theirs, rel=1e-3)
 
 
-def test_a_checkpoint_of_another_network_is_refused(small, fake_run):
-    """The same recipe with a ResNet-18: the first layer that differs is named."""
-    code = (
-        "import sys; sys.path.insert(0, 'recipes'); sys.argv = ['r18', *sys.argv[1:]]\n"
-        "from resnet50 import ResNet50; from lbsgd.commands.train import main\n"
-        "class ResNet18(ResNet50): name = 'resnet18'\n"
-        "main(ResNet18(), '')"
+def test_a_checkpoint_of_another_network_is_refused(small, fake_run, tmp_path):
+    """The first layer that differs is named."""
+    (tmp_path / "other.py").write_text(
+        "from cluster.small import Small; from lbsgd.commands.train import main; from torch import nn\n"
+        "class Other(Small):\n"
+        "    def network(self, num_classes, plan):\n"
+        "        layers = super().network(num_classes, plan)\n"
+        "        layers[-1] = nn.Linear(16, num_classes, bias=False)\n"
+        "        return layers\n"
+        "main(Other(), '')\n"
     )
-    done = command(
-        sys.executable, "-c", code, "--deepspeed_config", small, "--fake_data", "--resume", "--output_dir", fake_run
-    )
-    refused(done, "network.", "there", "here")
+    arguments = ("--deepspeed_config", small, "--fake_data", "--resume", "--output_dir", fake_run)
+    refused(script(tmp_path / "other.py", *arguments), "network.7.bias", "there", "here")
 
 
 def test_resume_without_a_checkpoint_says_so_and_starts_and_evaluate_only_refuses(small, tmp_path):
@@ -171,37 +178,48 @@ def test_a_loss_that_is_not_a_number_stops_all_ranks_names_the_iteration_and_kee
     config["scheduler"]["params"] |= {"warmup_min_lr": 1e9, "warmup_max_lr": 1e9}
     path = tmp_path / "diverges.json"
     path.write_text(json.dumps(config))
-    done = joined(
-        2, RECIPE, "--deepspeed_config", path, "--fake_data", "--max_iterations", 5, "--output_dir", tmp_path / "run"
-    )
+    arguments = ("--deepspeed_config", path, "--fake_data", "--max_iterations", 5, "--output_dir", tmp_path / "run")
+    done = joined(2, SMALL_RECIPE, *arguments)
     assert [each.returncode for each in done] == [3, 3], done
     [error] = "".join(each.stderr for each in done).splitlines()
     assert "error: the loss of iteration 2 is not a number; no checkpoint was written yet" in error
     assert has_diverged(read_run(tmp_path / "run"))
 
 
-def test_the_result_of_a_real_run_is_a_network_of_torchvision_with_the_error_reported(digits_data, tmp_path):
-    """After an epoch on the digits through FFCV, torchvision's network with the exported file makes the same errors."""
-    recipe = ("recipes/resnet18.py", "--deepspeed_config", DIGITS)
+def keep_few(tree, folder, per_class):
+    """Link to the first images of each class in a new tree. per_class: how many, by split."""
+    for split, count in per_class.items():
+        for source in (tree / split).iterdir():
+            (folder / split / source.name).mkdir(parents=True)
+            for image in sorted(source.iterdir())[:count]:
+                (folder / split / source.name / image.name).symlink_to(image)
+
+
+def test_the_result_of_a_real_run_is_a_network_of_torchvision_with_the_error_reported(digits_tree, tmp_path):
+    """After an epoch on digits through FFCV, torchvision's network with the exported file makes the same errors."""
+    digits_data = tmp_path / "digits"
+    keep_few(digits_tree, tmp_path / "tree", {"train": 26, "val": 6})
+    convert(tmp_path / "tree", digits_data, max_side=500, quality=90, num_processes=1, overwrite=False)
+    recipe = ("recipes/resnet18.py", "--deepspeed_config", DIGITS, "--resolution", 16)
     run = ("--output_dir", tmp_path / "run")
     done = joined(2, *recipe, "--data_dir", digits_data, "--epochs", 1, *run)
     assert [each.returncode for each in done] == [0, 0], done
     [epoch] = read_run(tmp_path / "run").epochs
-    assert epoch["val_images"] == 360 and epoch["iteration"] == 11
+    assert epoch["val_images"] == 60 and epoch["iteration"] == 2
     network = torchvision.models.resnet18(num_classes=10)
     network.load_state_dict(torch.load(tmp_path / "run/weights.pt"))
     network.eval()
     images = EvalLoader(
-        beton.BetonFile.open(Path(digits_data) / "val.beton"),
-        batch=60,
+        beton.BetonFile.open(digits_data / "val.beton"),
+        batch=30,
         share=Share(),
-        pixels=Pixels(resolution=32, device="cpu"),
+        pixels=Pixels(resolution=16, device="cpu"),
         threads=1,
     )
     with torch.no_grad(), closing(images):
         correct = sum(int((network(x).argmax(1) == y).sum()) for x, y in images)
     assert correct == epoch["val_correct_top1"]
-    assert epoch["val_top1_error_pct"] == pytest.approx(100 * (360 - correct) / 360)
+    assert epoch["val_top1_error_pct"] == pytest.approx(100 * (60 - correct) / 60)
     assert (tmp_path / "run/curves.png").stat().st_size > 10_000
     for name in ("val.beton", "manifest.json"):  # all that an evaluation needs
         (tmp_path / "val").mkdir(exist_ok=True)
