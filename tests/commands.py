@@ -83,8 +83,13 @@ def scripts(environments, path, *arguments):
 
 
 def _script(arguments, environment, outputs):
+    run_script(arguments, environment, [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for path in outputs])
+
+
+def run_script(arguments, environment, outputs):
+    """Be a new process that runs a script. outputs: the files that become standard output and standard error."""
     for number, output in enumerate(outputs, 1):
-        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        os.dup2(output, number)
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)

@@ -9,6 +9,7 @@ with this process, however it ends: the kernel kills the first process of each h
 network.
 """
 
+import ctypes
 import os
 import pwd
 import shlex
@@ -20,6 +21,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
+from commands import run_script
+from crash import forking
 
 ROOT = Path(__file__).parents[2]
 PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -92,6 +95,35 @@ class Job:
             time.sleep(0.02)
 
 
+class ForkedJob(Job):
+    """A Python script on a host, in a process with the imports already done, which saves seven seconds."""
+
+    def __init__(self, host_process: int, arguments: list[str], log: Path, environment: dict[str, str]):
+        self.command, self.log, self.began = arguments, log, time.monotonic()
+        self.process = forking.Process(target=run_on_host, args=(host_process, arguments, environment, str(log)))
+        self.process.start()
+
+    def wait(self, timeout: float = 120) -> int:
+        """Return the exit code."""
+        self.process.join(timeout)
+        assert self.process.exitcode is not None, f"still running after {timeout} s: {self.command}\n{self.output}"
+        return self.process.exitcode
+
+
+def run_on_host(host_process: int, arguments: list[str], environment: dict[str, str], log: str) -> None:
+    """Enter the namespaces of a host's process, run a script there in a child, and end with its exit code."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    namespaces = [
+        os.open(f"/proc/{host_process}/ns/{name}", os.O_RDONLY) for name in ("net", "uts", "ipc", "pid", "mnt")
+    ]
+    for namespace in namespaces:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace, 0):
+            raise OSError(ctypes.get_errno(), "setns")
+    if child := os.fork():  # a process keeps its own process id, so only its children are in the other namespace
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    run_script(arguments, environment, [output, output])
+
+
 class Host:
     """One host: an `unshare` process, and its child, which is process 1 of the namespaces and an ssh server."""
 
@@ -108,13 +140,20 @@ class Host:
 
     def start(self, *command: object, **environment: str) -> Job:
         """Start a command here, in the repository's folder, as a user who has just logged in."""
-        self.jobs += 1
         enter = ["nsenter", "--target", str(self.first_process.pid), *NAMESPACES, f"--wdns={ROOT}", "--"]
-        return Job(
-            [*enter, *map(str, command)],
-            self.folder / f"{self.name}.{self.jobs}.log",
-            {"PATH": PATH, "HOME": str(self.folder), "LANG": "C.UTF-8", **TRAINING, **environment},
-        )
+        return Job([*enter, *map(str, command)], self.next_log(), self.environment(environment))
+
+    def start_script(self, *arguments: object, **environment: str) -> ForkedJob:
+        """Do what `start("python", *arguments)` does, without the seconds of its imports."""
+        words = list(map(str, arguments))
+        return ForkedJob(self.first_process.pid, words, self.next_log(), self.environment(environment))
+
+    def next_log(self) -> Path:
+        self.jobs += 1
+        return self.folder / f"{self.name}.{self.jobs}.log"
+
+    def environment(self, more: dict[str, str]) -> dict[str, str]:
+        return {"PATH": PATH, "HOME": str(self.folder), "LANG": "C.UTF-8", **TRAINING, **more}
 
     def run(self, *command: object, timeout: float = 120, **environment: str) -> str:
         """Return a command's output. The command must succeed."""
