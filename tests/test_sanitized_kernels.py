@@ -21,24 +21,43 @@ SIZES = [(1, 1), (1, 17), (33, 1), (16, 16), (33, 47), (75, 100)]
 NUM_IMAGES = 8_000
 
 
-def compiled(folder, file=None, right="", wrong=""):
-    """Compile the driver with a copy of the C files, as setup.py does but with sanitizers. Return the program.
+# In the copy a thread's buffers have exactly the size that an image needs.
+EXACT = [("crop_jpeg.c", "wanted <= *capacity", "wanted == *capacity"), ("crop_jpeg.c", " + wanted / 2", "")]
+USED_BY = {"huffman.h": "crop_jpeg.c"}  # header -> the only file that includes it
 
-    In the copy a thread's buffers have exactly the size that an image needs. `wrong` replaces `right`.
-    """
-    exact = [("crop_jpeg.c", "wanted <= *capacity", "wanted == *capacity"), ("crop_jpeg.c", " + wanted / 2", "")]
+
+def compile_file(source, folder):
+    """Compile a C file as setup.py does but with sanitizers. Return the object."""
+    flags = [*SANITIZERS, "-ffp-contract=off", "-pthread", f"-I{folder}"]
+    subprocess.run(["cc", *flags, "-c", "-o", folder / f"{source.stem}.o", source], check=True)
+    return folder / f"{source.stem}.o"
+
+
+def copy_native(folder, changes):
+    """Copy the C files and apply changes: (file, what it holds, what to put in its place)."""
     for source in NATIVE.glob("*.[ch]"):
         content = source.read_text()
-        for name, before, after in [(file, right, wrong), *exact]:
+        for name, before, after in changes:
             if source.name == name:
                 assert before in content
                 content = content.replace(before, after)
         (folder / source.name).write_text(content)
-    flags = [*SANITIZERS, "-ffp-contract=off", "-pthread", f"-I{folder}"]
-    flags += [f"-Wl,--wrap={name}" for name in ("malloc", "calloc", "aligned_alloc")]  # the driver makes them fail
-    sources = [DRIVER, *folder.glob("*.c")]
-    subprocess.run(["cc", *flags, "-o", folder / "drive", *sources, "-ljpeg", "-lm"], check=True)
-    return folder / "drive"
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory):
+    """The objects of the driver and of the C files without a fault, by the name of their source."""
+    folder = tmp_path_factory.mktemp("objects")
+    copy_native(folder, EXACT)
+    return {source.name: compile_file(source, folder) for source in (DRIVER, *folder.glob("*.c"))}
+
+
+def link(folder, objects):
+    """Return the program made of these objects."""
+    wrapped = [f"-Wl,--wrap={name}" for name in ("malloc", "calloc", "aligned_alloc")]  # the driver makes them fail
+    program = folder / "drive"
+    subprocess.run(["cc", *SANITIZERS, "-pthread", *wrapped, "-o", program, *objects, "-ljpeg", "-lm"], check=True)
+    return program
 
 
 def drive(program, images, num_images, seed=0):
@@ -97,8 +116,8 @@ def images(tmp_path_factory):
     return sorted(folder.iterdir())
 
 
-def test_no_damage_to_an_image_makes_the_kernels_leave_their_memory_or_differ_from_libjpeg(images, tmp_path):
-    ended = drive(compiled(tmp_path), images, NUM_IMAGES)
+def test_no_damage_to_an_image_makes_the_kernels_leave_their_memory_or_differ_from_libjpeg(images, objects, tmp_path):
+    ended = drive(link(tmp_path, objects.values()), images, NUM_IMAGES)
     assert (ended.returncode, ended.stderr) == (0, "the file is lost\n"), ended.stderr
     done, damaged, refused, without_memory, compared, ours_alone = map(int, re.findall(r"\d+", ended.stdout))
     assert done + damaged + refused + without_memory == 3 * NUM_IMAGES
@@ -119,6 +138,9 @@ def test_no_damage_to_an_image_makes_the_kernels_leave_their_memory_or_differ_fr
         ("crop_jpeg.c", "!can_crop_columns(image)", "0", "other pixels at 1/"),
     ],
 )
-def test_a_fault_in_the_kernels_is_seen(images, tmp_path, file, right, wrong, message):
-    ended = drive(compiled(tmp_path, file, right, wrong), images, NUM_IMAGES // 8)
+def test_a_fault_in_the_kernels_is_seen(images, objects, tmp_path, file, right, wrong, message):
+    copy_native(tmp_path, [(file, right, wrong), *EXACT])
+    source = USED_BY.get(file, file)
+    program = link(tmp_path, (objects | {source: compile_file(tmp_path / source, tmp_path)}).values())
+    ended = drive(program, images, NUM_IMAGES // 8)
     assert ended.returncode != 0 and message in ended.stderr, ended.stderr
