@@ -22,11 +22,11 @@ from lbsgd.commands.trained_on import header_in, other_class, run_of
 from lbsgd.config.plan import Plan
 from lbsgd.data.folder import ValData, data_folder, open_data, open_val
 from lbsgd.data.host_files import keep_torchs_code
-from lbsgd.disk import OutputError, require_output
+from lbsgd.disk import require_output
 from lbsgd.errors import ConfigError, DataError, LbsgdError
 from lbsgd.processes.ending import (
+    before_joining,
     end_at_a_signal,
-    end_before_joining,
     end_despite_threads,
     end_with_error,
     found_by_rank_0,
@@ -70,7 +70,7 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
     told = bool(started_by)  # signals then come from the launcher, which also sends one after another process's error
     end_at_a_signal(" at the start; the same command with --resume goes on", quiet=told)
     stopwatch = Stopwatch(started_by)
-    try:
+    with before_joining():
         require_output()
         require_no_hostfile(sys.argv)  # the parser would only call it an unknown flag
         require_surroundings()
@@ -83,18 +83,9 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
             print_plan(request.plan, request.output_dir, request.data, not request.flags.evaluate_only)
             if sys.stdout.isatty():  # a person may be waiting for the next line
                 say_fact("loading", "PyTorch and DeepSpeed")
-    except LbsgdError as error:
-        end_before_joining(error)
-    except OutputError as error:
-        refusal = error.refusal()
-        refusal.of_rank_0 = True  # only rank 0 prints
-        end_before_joining(refusal)
     stopwatch.lap("flags and data")
-    try:
-        with importing():
-            import lbsgd.train.session  # noqa: F401  takes seconds
-    except LbsgdError as error:
-        end_before_joining(error)
+    with before_joining(), importing():
+        import lbsgd.train.session  # noqa: F401  takes seconds
     stopwatch.lap("imports")
     try:
         start(task, request, started_by, stopwatch)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
+from lbsgd.disk import OutputError
 from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import launchers
@@ -49,6 +50,19 @@ def found_by_rank_0() -> Iterator[None]:
     except LbsgdError as error:
         error.of_rank_0 = True
         raise
+
+
+@contextmanager
+def before_joining() -> Iterator[None]:
+    """End this process and the others by an error of the start (`end_before_joining`)."""
+    try:
+        yield
+    except LbsgdError as error:
+        end_before_joining(error)
+    except OutputError as error:
+        refusal = error.refusal()
+        refusal.of_rank_0 = True  # only rank 0 prints
+        end_before_joining(refusal)
 
 
 def end_before_joining(error: LbsgdError) -> NoReturn:
