@@ -528,7 +528,7 @@ def test_parquet_shards_of_two_tables_of_labels_are_refused(tmp_path):
     table = pyarrow.parquet.read_table(path)
     metadata = {name: value.replace(b"tench", b"crane") for name, value in table.schema.metadata.items()}
     pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), path)
-    assert f"{path}: label 0 is crane, and tench in another shard" in refused(source, tmp_path)
+    assert f"{path}: label 0 is crane here and tench in another shard" in refused(source, tmp_path)
 
 
 def test_packed_and_unpacked_labels_are_read(tmp_path):

@@ -66,7 +66,8 @@ def _copy_shard(files: Files, shard: int, path: Path, target: Any) -> None:
         for label, class_name in enumerate(_class_names(schema.metadata or {})):
             if (other := files.class_names.setdefault(label, class_name)) != class_name:
                 raise DataError(
-                    f"{path}: label {label} is {class_name}, and {other} in another shard; use one data set's"
+                    f"{path}: label {label} is {class_name} here and {other} in another shard; give the shards of a "
+                    "single data set"
                 )
         for number, (image, label) in enumerate(_rows(file)):
             data, name = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
