@@ -1,5 +1,6 @@
 """Run a function in several processes joined by gloo, as DeepSpeed's launcher would start them."""
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -26,6 +27,7 @@ def in_processes(world_size, function, *arguments):
 
 
 def _run(rank, world_size, port, function, arguments, folder):
+    gc.freeze()  # no garbage collection looks through the imported modules, as DeepSpeed's engines ask for many
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),

@@ -41,14 +41,8 @@ def by_the_trainer(stage, micro_batch):
     return gather_state(engine)
 
 
-def relu_distances(micro_batch):
-    return [
-        distance(
-            trained(recipe(micro_batch=micro_batch), seed=seed, **KINKED)[0].weights,
-            oracle.train(network(seed, activation=F.relu), 10)[0],
-        )
-        for seed in NETWORKS
-    ]
+def with_relu(micro_batch):
+    return [trained(recipe(micro_batch=micro_batch), seed=seed, **KINKED)[0].weights for seed in NETWORKS]
 
 
 def runs_of_two_processes():
@@ -57,7 +51,7 @@ def runs_of_two_processes():
     runs = {(stage, micro): trained(recipe(stage, micro_batch=micro))[0] for stage, micro in ON_TWO_PROCESSES}
     runs |= {("trainer", micro): by_the_trainer(0, micro) for micro in (8, 32)}
     runs |= {(precision, stage): trained(in_precision(precision, stage))[0] for precision, stage in IN_HALF_PRECISION}
-    return runs | {"relu": relu_distances(16)}
+    return runs | {"relu": with_relu(16)}
 
 
 @pytest.fixture(scope="module")
@@ -142,12 +136,11 @@ def test_the_trainers_update_is_the_oracles(two_processes, expected):
 
 def test_with_relu_runs_are_as_far_from_the_oracle_as_plain_pytorch_is(two_processes):
     """Take the median of seven networks, because in about 1 of 25 runs, ours or PyTorch's, a unit crosses its kink."""
-    own = median(
-        distance(oracle.train(model, 10, dtype=torch.float32)[0], oracle.train(model, 10)[0])
-        for model in (network(seed, activation=F.relu) for seed in NETWORKS)
-    )
-    for distances in (relu_distances(64), relu_distances(8), two_processes[0]["relu"]):
-        assert median(distances) < 3 * own
+    networks = [network(seed, activation=F.relu) for seed in NETWORKS]
+    exact = [oracle.train(model, 10)[0] for model in networks]
+    own = median(map(distance, (oracle.train(model, 10, dtype=torch.float32)[0] for model in networks), exact))
+    for runs in (with_relu(64), with_relu(8), two_processes[0]["relu"]):
+        assert median(map(distance, runs, exact)) < 3 * own
 
 
 # --- half precision ---------------------------------------------------------------------------------------------------
