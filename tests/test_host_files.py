@@ -2,15 +2,14 @@
 
 import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
+from multiprocessing import forkserver
 
 import numba
 import numpy as np
 import pytest
+from commands import script
 
 from lbsgd.algorithm.shuffle import epoch_order
 from lbsgd.data import beton_survey, epoch_orders, host_files
@@ -19,6 +18,12 @@ from lbsgd.data.crops import random_resized_crop
 from lbsgd.data.epoch_orders import host_order
 from lbsgd.data.kept_code import keep
 from lbsgd.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def forks():
+    """The server of `script`, begun where the temporary folder's name is short enough for its socket's."""
+    forkserver.ensure_running()
 
 
 @pytest.fixture(autouse=True)
@@ -163,7 +168,8 @@ def test_sizes_of_a_table_in_another_order_are_found_by_image(tmp_path, monkeypa
 
 
 START = """
-import hashlib, sys
+import hashlib, sys, tempfile
+tempfile.tempdir = None  # as in a new process, which asks TMPDIR
 from numba.extending import is_jitted
 from lbsgd.data.loaders import TrainLoader
 from lbsgd.data.share import Cut, Pixels
@@ -180,12 +186,14 @@ print(hashlib.sha256(images.numpy().tobytes()).hexdigest(), *(sum(each._cache_hi
 
 
 def test_compiled_code_is_kept_between_starts_gives_the_same_pixels_and_is_made_again_when_damaged(
-    digits_data, temporary
+    forks, digits_data, temporary
 ):
+    (temporary / "start.py").write_text(START)
+
     def start():
-        environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(Path(__file__).parent.parent)}
-        code = [sys.executable, "-c", START, digits_data / "train.beton"]
-        return subprocess.check_output(code, text=True, env={**environment, "NUMBA_NUM_THREADS": "2"}).split()
+        done = script(temporary / "start.py", digits_data / "train.beton", TMPDIR=temporary)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
 
     compiled, kept = start(), start()
     assert compiled[1:] == ["0"] * 3 and kept[1:] == ["1"] * 3
