@@ -35,11 +35,15 @@ format: setup
 # A test that takes five minutes has failed. One that no exception ends is cut off with its process.
 HANGS = --timeout 300 --max-worker-restart 1 -o faulthandler_timeout=330 -o faulthandler_exit_on_timeout=true
 
+# Three processes for two cores, because a test that waits leaves one idle. Files in the order of their names, because
+# xdist's own order, by the number of tests, ends with the few that take longest.
+WORKERS = -n 3 --dist loadfile --no-loadscope-reorder
+
 test: lint
 	tests/cluster/setup.sh
 	tests/browser/setup.sh
 	.venv/bin/python -m lbsgd check ds_configs
-	.venv/bin/python -m pytest -n 2 --dist loadfile $(HANGS) -m "not slow and not gpu"
+	.venv/bin/python -m pytest $(WORKERS) $(HANGS) -m "not slow and not gpu"
 
 test-slow: setup
 	.venv/bin/python -m pytest -m slow

@@ -1,9 +1,11 @@
 """Variables and folders that a library would refuse with a traceback are refused in one line that names them."""
 
+import gc
 import os
 import socket
 import sys
 import tempfile
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,7 @@ from commands import ROOT, command, recipe, refused
 from lbsgd.commands.recipe_flags import parser
 from lbsgd.commands.train import Request
 from lbsgd.errors import ConfigError
-from lbsgd.processes.surroundings import require_compiling, require_devices, require_surroundings
+from lbsgd.processes.surroundings import importing, require_compiling, require_devices, require_surroundings
 
 JSON = ("--deepspeed_config", ROOT / "ds_configs/digits.json")
 
@@ -88,6 +90,23 @@ def test_a_recipe_ends_with_one_line(name, value, words, path, more, tmp_path):
 def test_a_recipe_without_the_network_interface_that_it_shall_take_ends_with_one_line(tmp_path):
     told = recipe(JSON[1], "--fake_data", "--output_dir", tmp_path / "run", GLOO_SOCKET_IFNAME="nope0")
     refused(told, "GLOO_SOCKET_IFNAME is 'nope0'")
+
+
+@pytest.mark.parametrize("collects", [True, False])
+@pytest.mark.parametrize("error", [None, ValueError("TORCH_LOGS"), ConfigError("ours")])
+def test_what_is_imported_is_left_out_of_garbage_collection_which_goes_on_as_before(error, collects):
+    before = gc.get_freeze_count()
+    try:
+        if not collects:
+            gc.disable()
+        with pytest.raises(ConfigError) if error else nullcontext(), importing():
+            assert not gc.isenabled()
+            imported = [[] for _ in range(1000)]
+            if error:
+                raise error
+        assert gc.isenabled() == collects and gc.get_freeze_count() >= before + len(imported)
+    finally:
+        gc.enable()
 
 
 def test_without_a_folder_for_temporary_files_a_recipe_is_refused(monkeypatch):
