@@ -74,6 +74,11 @@ class Job:
         return self.log.read_text(errors="replace")
 
     @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self.process.poll()
+
+    @property
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
@@ -90,7 +95,7 @@ class Job:
         """Wait until happened() is true. The job must still be running then."""
         end = time.monotonic() + timeout
         while not happened():
-            assert self.process.poll() is None, f"ended with {self.process.returncode} too early\n{self.output}"
+            assert self.exit_code is None, f"ended with {self.exit_code} too early\n{self.output}"
             assert time.monotonic() < end, f"did not happen within {timeout} s\n{self.output}"
             time.sleep(0.02)
 
@@ -103,11 +108,16 @@ class ForkedJob(Job):
         self.process = forking.Process(target=run_on_host, args=(host_process, arguments, environment, str(log)))
         self.process.start()
 
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self.process.exitcode
+
     def wait(self, timeout: float = 120) -> int:
         """Return the exit code."""
         self.process.join(timeout)
-        assert self.process.exitcode is not None, f"still running after {timeout} s: {self.command}\n{self.output}"
-        return self.process.exitcode
+        assert self.exit_code is not None, f"still running after {timeout} s: {self.command}\n{self.output}"
+        return self.exit_code
 
 
 def run_on_host(host_process: int, arguments: list[str], environment: dict[str, str], log: str) -> None:
