@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 from commands import DIGITS, LAUNCHER, RECIPE, ROOT, command, joined, launched, refused, script
+from crash import SMALL as SMALL_RECIPE  # with a network that is built, trained and saved in no time
 from processes import free_port
 from test_sources import make_official
 
@@ -25,7 +26,6 @@ from lbsgd.report.run_log import read_run
 from lbsgd.train.run import Run, begin_output, prepare_output
 
 SMALL = {"train_batch_size": 16, "train_micro_batch_size_per_gpu": 4}
-SMALL_RECIPE = "tests/cluster/small.py"  # with a network that is built, trained and saved in no time
 
 
 def test_help_shows_the_command_and_every_flag():
@@ -56,7 +56,7 @@ def test_help_shows_the_command_and_every_flag():
         assert flag in done.stdout
 
 
-def recipe(*arguments):
+def run_small(*arguments):
     return script(SMALL_RECIPE, "--deepspeed_config", *arguments)
 
 
@@ -132,16 +132,16 @@ def test_a_run_goes_on_where_it_stopped_on_another_number_of_processes(small, fa
             target.write_bytes(source.read_bytes())
     log = folder / "log.jsonl"  # as if the noise had been measured
     log.write_text(log.read_text().replace('{"kind": "iteration",', '{"kind": "iteration", "noise_scale": 9.0,'))
-    refused(recipe(small, "--fake_data", "--output_dir", folder), folder, "--resume")
+    refused(run_small(small, "--fake_data", "--output_dir", folder), folder, "--resume")
     files = [next(folder.glob("*.json")), folder / "weights.pt"]
     before = [file.read_bytes() for file in files]
-    refused(recipe(small, "--fake_data", "--output_dir", folder, "--resume", "--seed", 1), "lbsgd.seed")
+    refused(run_small(small, "--fake_data", "--output_dir", folder, "--resume", "--seed", 1), "lbsgd.seed")
     assert [file.read_bytes() for file in files] == before  # a refusal changes nothing
-    done = recipe(small, "--fake_data", "--max_iterations", 4, "--output_dir", folder, "--resume")
+    done = run_small(small, "--fake_data", "--max_iterations", 4, "--output_dir", folder, "--resume")
     assert done.returncode == 0 and f"resuming from {folder}/checkpoints/iteration_00000003" in done.stdout, done.stderr
     assert [record["iteration"] for record in read_run(folder).iterations] == [0, 1, 2, 3]
     assert "Gradient noise" in (folder / "index.html").read_text()
-    uninterrupted = recipe(small, "--fake_data", "--max_iterations", 4, "--output_dir", tmp_path / "whole")
+    uninterrupted = run_small(small, "--fake_data", "--max_iterations", 4, "--output_dir", tmp_path / "whole")
     assert uninterrupted.returncode == 0, uninterrupted.stderr
     ours, theirs = (read_run(path).iterations[3]["train_loss"] for path in (folder, tmp_path / "whole"))
     assert ours == pytest.approx(theirs, rel=1e-3)
@@ -163,8 +163,10 @@ def test_a_checkpoint_of_another_network_is_refused(small, fake_run, tmp_path):
 
 
 def test_resume_without_a_checkpoint_says_so_and_starts_and_evaluate_only_refuses(small, tmp_path):
-    refused(recipe(small, "--fake_data", "--evaluate_only", "--output_dir", tmp_path / "a"), "no complete checkpoint")
-    done = recipe(small, "--fake_data", "--resume", "--max_iterations", 1, "--output_dir", tmp_path / "b")
+    refused(
+        run_small(small, "--fake_data", "--evaluate_only", "--output_dir", tmp_path / "a"), "no complete checkpoint"
+    )
+    done = run_small(small, "--fake_data", "--resume", "--max_iterations", 1, "--output_dir", tmp_path / "b")
     assert done.returncode == 0 and "no complete checkpoint" in done.stdout and "starting anew" in done.stdout
 
 
