@@ -26,8 +26,8 @@ from crash import forking
 
 ROOT = Path(__file__).parents[2]
 PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-NAMESPACES = ("--net", "--mount", "--pid", "--uts", "--ipc")
-UNSHARE = ("unshare", *NAMESPACES, "--fork", "--mount-proc")
+NAMESPACES = {"net": "--net", "mnt": "--mount", "pid": "--pid", "uts": "--uts", "ipc": "--ipc"}  # in /proc -> flag
+UNSHARE = ("unshare", *NAMESPACES.values(), "--fork", "--mount-proc")
 PACKAGES = {  # program -> Debian package
     "ip": "iproute2",
     "pdsh": "pdsh",
@@ -123,11 +123,9 @@ class ForkedJob(Job):
 def run_on_host(host_process: int, arguments: list[str], environment: dict[str, str], log: str) -> None:
     """Enter the namespaces of a host's process, run a script there in a child, and end with its exit code."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    namespaces = [
-        os.open(f"/proc/{host_process}/ns/{name}", os.O_RDONLY) for name in ("net", "uts", "ipc", "pid", "mnt")
-    ]
-    for namespace in namespaces:
-        if ctypes.CDLL(None, use_errno=True).setns(namespace, 0):
+    setns = ctypes.CDLL(None, use_errno=True).setns
+    for namespace in [os.open(f"/proc/{host_process}/ns/{name}", os.O_RDONLY) for name in NAMESPACES]:
+        if setns(namespace, 0):
             raise OSError(ctypes.get_errno(), "setns")
     if child := os.fork():  # a process keeps its own process id, so only its children are in the other namespace
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -150,7 +148,7 @@ class Host:
 
     def start(self, *command: object, **environment: str) -> Job:
         """Start a command here, in the repository's folder, as a user who has just logged in."""
-        enter = ["nsenter", "--target", str(self.first_process.pid), *NAMESPACES, f"--wdns={ROOT}", "--"]
+        enter = ["nsenter", "--target", str(self.first_process.pid), *NAMESPACES.values(), f"--wdns={ROOT}", "--"]
         return Job([*enter, *map(str, command)], self.next_log(), self.environment(environment))
 
     def start_script(self, *arguments: object, **environment: str) -> ForkedJob:
