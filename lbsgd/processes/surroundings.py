@@ -26,10 +26,10 @@ def require_surroundings() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Raise ConfigError if a library, at its import, refuses the value of a variable such as TORCH_LOGS.
+    """Leave what is imported out of garbage collection. Raise ConfigError if a library refuses a variable's value.
 
-    Imports make half a million objects, which stay. Python would search them for garbage again and again, for 1 of 6
-    seconds of the imports and for 1.5 seconds when the process ends (measured on 2 cores). So it no longer does.
+    Such a variable is TORCH_LOGS. Imports make half a million objects, which stay. Python would search them for garbage
+    again and again, for 1 of 6 seconds of the imports and for 1.5 seconds when the process ends (measured on 2 cores).
     """
     collects = gc.isenabled()
     gc.disable()

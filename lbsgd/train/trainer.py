@@ -131,7 +131,8 @@ class Trainer:
         self.guard.alive(f"iteration {self.iteration}, pass {number}")
         batch = self.clock.next_of(batches)
         if self.guard.nothing_to_save:
-            self.require_numbers()  # waits for all processes, so that none ends at once later while others wait for it
+            # Wait for all processes. From now on none ends at once if told to stop: the others would wait for it.
+            self.require_numbers()
             self.guard.nothing_to_save = False
         return batch
 
