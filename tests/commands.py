@@ -9,8 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from crash import forking
-from processes import free_port
+from processes import forking, free_port
 
 ROOT = Path(__file__).parent.parent
 RECIPE = "recipes/resnet50.py"

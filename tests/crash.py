@@ -5,12 +5,11 @@
         run.send(signal.SIGKILL, 0, 1)
         assert run.exit_codes() == [-9, -9]
 
-Each is forked from a server that has only imported PyTorch and DeepSpeed, which saves seven seconds.
+Each is forked from a server that has done its imports, which saves seven seconds.
 """
 
 import gc
 import json
-import multiprocessing
 import os
 import re
 import runpy
@@ -20,7 +19,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import LATE_IN_ZERO  # imported first: it preloads less than this module, and the last one counts
+from processes import forking
 
 from lbsgd.config.json_file import read_json
 from lbsgd.processes.ports import free_port
@@ -30,12 +29,6 @@ pytest.register_assert_rewrite("crash_runs")  # so that its failures show the di
 TESTS = Path(__file__).parent
 RECIPE, SMALL = str(TESTS / "crash_recipe.py"), str(TESTS / "cluster/small.py")
 PATIENCE_SECONDS = 120  # enough even on a busy machine
-
-forking = multiprocessing.get_context("forkserver")
-# All that a run imports, including what torch, lbsgd and DeepSpeed import late. None of these starts a thread.
-forking.set_forkserver_preload(
-    ["lbsgd.train.session", "torch._dynamo", LATE_IN_ZERO, "torch.distributed.fsdp", "matplotlib.figure", "pytest"]
-)
 
 
 def config(folder, *, stage=0, global_batch=16, iterations=40, epochs=2):

@@ -59,7 +59,7 @@ def main(rank, world_size):
 
     marks.append(time.process_time())
     before = megabytes()
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as in start_processes; or it compiles for minutes
+    vars(deepspeed.ops)["__compatible_ops__"] = {}  # as in start_processes; or it compiles for minutes
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     servers = tuple(tuple(range(first, first + SERVER)) for first in range(0, world_size, SERVER))
     Placement.gather = classmethod(lambda cls: cls(servers))  # no other process answers

@@ -12,9 +12,29 @@ import torch.multiprocessing
 
 from lbsgd.processes.ports import free_port
 
-# Processes are forked from one that has done the slow imports. None of them starts threads or touches a GPU.
-LATE_IN_ZERO = "deepspeed.runtime.zero.muon.muon_optimizer"  # imported by ZeRO's first engine, with torch's inductor
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch._dynamo", "lbsgd.train.engine", LATE_IN_ZERO])
+# Processes are forked from one that has done the imports of a run, also those that torch, DeepSpeed and lbsgd do late.
+# None of these starts threads or touches a GPU.
+PRELOADED = (
+    "lbsgd.train.session",
+    "lbsgd.commands.train",
+    "lbsgd.commands.plan_lines",
+    "lbsgd.commands.recipe_flags",
+    "lbsgd.commands.trained_on",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.utils.serialization.config",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # imported by ZeRO's first engine, with torch's inductor
+    "encodings.idna",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "numpy.ctypeslib",
+    "pydantic.type_adapter",
+    "pytest",
+    "rich._emoji_codes",
+)
+forking = multiprocessing.get_context("forkserver")
+forking.set_forkserver_preload(list(PRELOADED))
 
 
 def in_processes(world_size, function, *arguments):

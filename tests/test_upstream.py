@@ -175,6 +175,21 @@ def test_a_missing_hostfile_is_only_a_warning(tmp_path):
     assert fetch_hostfile(str(tmp_path / "hosts")) is None
 
 
+def modules_of_a_start():
+    start_processes()
+    return set(sys.modules)
+
+
+def test_to_read_the_list_of_operators_tries_to_compile_them_and_a_start_does_not_read_it(monkeypatch):
+    """A run would take half a second longer to start on a CPU, and on a GPU warn of each operator it cannot compile."""
+    assert "deepspeed.ops.op_builder.all_ops" not in in_processes(1, modules_of_a_start)[0]
+    asked = []
+    monkeypatch.setitem(vars(deepspeed.ops), "__compatible_ops__", {})
+    monkeypatch.setattr("deepspeed.ops.op_builder.builder.probe_is_compatible", asked.append)
+    deepspeed.ops.__getattr__("__compatible_ops__")
+    assert len(asked) > 5
+
+
 def test_the_first_start_on_a_cpu_would_compile_an_operator():
     """start_processes switches it off before it joins the processes."""
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")

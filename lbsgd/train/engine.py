@@ -113,8 +113,8 @@ def start_processes(timeout_seconds: float = 600, store: Store | None = None) ->
     processes = Processes.from_environment()
     accelerator = deepspeed.accelerator.get_accelerator()
     require_device(processes)
-    # DeepSpeed's shared-memory all-reduce serves inference only, and compiles for a minute on the first CPU start.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # An all-reduce for inference, which compiles for a minute on a CPU. To read the attribute compiles trial programs.
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     if processes.alone:
         os.environ["LOCAL_RANK"] = "0"  # DeepSpeed's engine needs it
     if torch.distributed.is_initialized():

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 from commands import run_script
-from crash import forking
+from processes import forking
 
 ROOT = Path(__file__).parents[2]
 PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
