@@ -36,12 +36,6 @@ def command(*arguments, **environment):
     )
 
 
-def launched(slots, path, *arguments, **environment):
-    """Run a recipe by DeepSpeed's launcher. path: the script's."""
-    launcher = (LAUNCHER, "--quiet", "--num_accelerators", slots, "--master_port", free_port())
-    return command(*launcher, path, "--deepspeed_config", *arguments, **environment)
-
-
 def recipe(*arguments, **environment):
     """Run the recipe as one process, without the launcher."""
     return script(RECIPE, "--deepspeed_config", *arguments, **environment)

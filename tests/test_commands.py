@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torchvision
-from commands import DIGITS, LAUNCHER, RECIPE, ROOT, command, joined, launched, refused, script
+from commands import DIGITS, LAUNCHER, RECIPE, ROOT, command, joined, refused, script
 from crash import SMALL as SMALL_RECIPE  # with a network that is built, trained and saved in no time
 from processes import free_port
 from test_sources import make_official
@@ -83,9 +83,9 @@ def small(tmp_path_factory):
 def fake_run(small, tmp_path_factory):
     """Three iterations on fake data in two processes."""
     folder = tmp_path_factory.mktemp("fake")
-    arguments = (small, "--fake_data", "--max_iterations", 3, "--output_dir", folder / "run")
-    done = launched(2, SMALL_RECIPE, *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
+    arguments = ("--deepspeed_config", small, "--fake_data", "--max_iterations", 3, "--output_dir", folder / "run")
+    done = joined(2, SMALL_RECIPE, *arguments)
+    assert [each.returncode for each in done] == [0, 0], done
     return folder / "run"
 
 

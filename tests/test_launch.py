@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from commands import script
 from crash import PATIENCE_SECONDS
 from deepspeed.launcher.runner import DLTS_HOSTFILE, parse_args
 
@@ -433,10 +434,10 @@ assert start_processes().alone
 """
 
 
-def test_the_children_of_a_process_alone_are_alone_too(environment):
+def test_the_children_of_a_process_alone_are_alone_too(tmp_path):
     """A notebook sets variables in its environment that a recipe started by it would take for a launcher's."""
-    environment({})
-    done = subprocess.run([sys.executable, "-c", ALONE_AND_ITS_CHILD], capture_output=True, text=True)
+    (tmp_path / "alone.py").write_text(ALONE_AND_ITS_CHILD)
+    done = script(tmp_path / "alone.py")
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["True"]), done.stderr
 
 

@@ -20,7 +20,7 @@ from lbsgd.errors import missing_ffcv
 from lbsgd.processes.environment import Processes
 from lbsgd.report.lines import say_fact
 
-FAKE_CLASSES, FAKE_VAL_IMAGES = 1000, 512
+FAKE_CLASSES, FAKE_VAL_IMAGES = 1000, 256
 OURS, FFCVS = "lbsgd's own", "FFCV's, because lbsgd was installed without a C compiler or libjpeg's headers"
 
 
