@@ -28,6 +28,7 @@ PRELOADED = (
     "encodings.idna",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
+    "numba",
     "numpy.ctypeslib",
     "pydantic.type_adapter",
     "pytest",

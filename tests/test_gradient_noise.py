@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from processes import in_processes
-from sklearn.datasets import load_digits
 
 import lbsgd
 from lbsgd.algorithm.batch_norm_spread import batch_norm_spread
@@ -28,6 +27,8 @@ def test_the_formulas_on_numbers_worked_by_hand():
 
 def gradients_of_digits():
     """Each digit's gradient (1797, 650) of a linear classifier's cross-entropy, at weights that are not zero."""
+    from sklearn.datasets import load_digits  # late: it takes two seconds, and each worker collects all tests
+
     digits = load_digits()
     images, labels = torch.tensor(digits.data / 16), torch.tensor(digits.target)
     weights = 0.1 * torch.randn(10, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from shutil import which
 
@@ -53,7 +54,10 @@ def imported(source, package=""):
             yield from (each.value for each in node.args if isinstance(each, ast.Constant))
 
 
-ARROWS = {name: set(imported(path.read_text(), name)) for name, path in ROOMS.items()}
+@cache
+def arrows():
+    """Return what each of our modules imports. It takes seconds, so not while tests are collected."""
+    return {name: set(imported(path.read_text(), name)) for name, path in ROOMS.items()}
 
 
 def folder_of(module):
@@ -78,7 +82,7 @@ def test_every_folder_imports_only_what_the_plan_of_the_house_allows():
     assert {folder_of(name) for name in ROOMS if name != "lbsgd.__init__"} == set(MAY_IMPORT)
     wrong = [
         f"{importer} -> {target}"
-        for importer, targets in ARROWS.items()
+        for importer, targets in arrows().items()
         if importer != "lbsgd.__init__"  # it offers names of every folder, each loaded when first used
         for target in of_ours(targets)
         if not allowed(importer, target)
@@ -109,27 +113,27 @@ def test_imports_inside_functions_and_names_in_strings_are_seen():
     assert set(imported(source)) == {"lbsgd.train.engine", "lbsgd.config.plan", "ffcv"}
 
 
-def circle(arrows):
+def circle(imports):
     """Return the modules that import one another in a circle; none if there is no circle."""
-    left = {name: of_ours(targets) & set(arrows) for name, targets in arrows.items()}
+    left = {name: of_ours(targets) & set(imports) for name, targets in imports.items()}
     while free := [name for name, targets in left.items() if not targets]:
         left = {name: targets - set(free) for name, targets in left.items() if name not in free}
     return sorted(left)
 
 
 def test_no_module_imports_itself_through_others():
-    assert circle({name: targets for name, targets in ARROWS.items() if name != "lbsgd.__init__"}) == []
+    assert circle({name: targets for name, targets in arrows().items() if name != "lbsgd.__init__"}) == []
     assert circle({"lbsgd.a": {"lbsgd.b"}, "lbsgd.b": {"lbsgd.a"}, "lbsgd.c": {"lbsgd.a"}}) != []
 
 
 def test_rules_ask_what_libraries_need_and_libraries_know_no_rule():
-    arrows = {target for name in ROOMS if ".config.libraries." in name for target in ARROWS[name]}
-    assert not {target for target in arrows if target.startswith("lbsgd.config.checks")}
+    targets = {target for name in ROOMS if ".config.libraries." in name for target in arrows()[name]}
+    assert not {target for target in targets if target.startswith("lbsgd.config.checks")}
 
 
 def libraries_of(folder):
     """Return the third-party libraries that the modules of a folder import."""
-    names = {target.split(".")[0] for name in ROOMS if f"lbsgd.{folder}." in name for target in ARROWS[name]}
+    names = {target.split(".")[0] for name in ROOMS if f"lbsgd.{folder}." in name for target in arrows()[name]}
     return names - set(sys.stdlib_module_names) - {"lbsgd"}
 
 
@@ -140,13 +144,13 @@ def test_the_mathematics_needs_torch_and_numpy_and_reports_need_no_torch():
 
 @pytest.mark.parametrize("library, door", ONE_DOOR.items())
 def test_one_module_imports_each_library_that_has_a_door(library, door):
-    doors = {name for name, targets in ARROWS.items() if any(t.split(".")[0] == library for t in targets)}
+    doors = {name for name, targets in arrows().items() if any(t.split(".")[0] == library for t in targets)}
     assert doors == {door}
 
 
 def test_no_module_imports_the_libraries_that_it_serves():
     served = {"transformers", "accelerate", "lightning", "pytorch_lightning"}
-    assert not [name for name, targets in ARROWS.items() if served & {target.split(".")[0] for target in targets}]
+    assert not [name for name, targets in arrows().items() if served & {target.split(".")[0] for target in targets}]
 
 
 def test_at_most_six_files_lie_beside_the_folders_and_no_room_is_over_250_lines():
