@@ -5,7 +5,7 @@ import copy
 import torch
 import torch.distributed as dist
 from oracle import N, network
-from small_engine import recipe
+from small_engine import end_aggregation, recipe
 from torch.nn import functional as F
 
 import lbsgd
@@ -49,7 +49,14 @@ def one_iteration(engine, plan, backward=lambda engine, loss: engine.backward(lo
         engine.step()
 
 
-def run(values, iterations=4, model=None, **loop):
+def run(values, **options):
+    """An engine after some iterations on noise, which aggregates no more."""
+    engine = going_on(values, **options)
+    end_aggregation(engine)
+    return engine
+
+
+def going_on(values, iterations=4, model=None, **loop):
     """An engine after some iterations on noise."""
     engine, plan = lbsgd.initialize(model or network(), values)
     while engine.global_steps < iterations:

@@ -1,6 +1,8 @@
 """The run of oracle.py through DeepSpeed: its JSON in every precision, and a user's own loop."""
 
 import torch
+import torch.distributed as dist
+from deepspeed.utils import groups
 from oracle import ITERATIONS, K, N, global_batch, network
 from torch.nn import functional as F
 
@@ -63,7 +65,19 @@ def trained(config, last=ITERATIONS, state=None, seed=0, **options):
         restore_state(engine, state)
     lrs = train(engine, plan, engine.global_steps, last)
     lbsgd.agree_statistics(engine.module)
+    end_aggregation(engine)
     return gather_state(engine), lrs
+
+
+def end_aggregation(engine):
+    """End the groups in which the engine aggregates, because a thread of each wakes a hundred times a second."""
+    if engine.aggregation is None:
+        return
+    engine.aggregation.close()
+    dist.barrier()  # nobody sends in these groups any more
+    for group in [*dist.distributed_c10d._world.pg_map]:
+        if group not in (dist.group.WORLD, groups._WORLD_GROUP):
+            dist.destroy_process_group(group)
 
 
 def aggregated(config):

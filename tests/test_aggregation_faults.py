@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.multiprocessing
-from aggregating import OURS, config, noise, one_iteration, parameters, run, same_bits
+from aggregating import OURS, config, going_on, noise, one_iteration, parameters, run, same_bits
 from crash import PATIENCE_SECONDS
 from oracle import network
 from processes import in_processes
@@ -226,7 +226,7 @@ def test_experts_are_refused():
 
 
 def refusals():
-    engine = run(config(2, stage=1, block=OURS), iterations=1)
+    engine = going_on(config(2, stage=1, block=OURS), iterations=1)
     with pytest.raises(ConfigError, match="coalesce_grad_reduction goes past"):
         engine.coalesce_grad_reduction()
     with engine.no_sync():
@@ -265,7 +265,7 @@ def with_a_peer(rank, port, folder, fate):
         MASTER_PORT=str(port),
     )
     start_processes(timeout_seconds=5)
-    engine = run(config(2, block=OURS), iterations=1)
+    engine = going_on(config(2, block=OURS), iterations=1)
     if rank == 1:
         if fate == "killed":
             os.kill(os.getpid(), signal.SIGKILL)

@@ -10,7 +10,7 @@ import network
 import pytest
 import torch
 import torch.distributed as dist
-from aggregating import config, noise, run
+from aggregating import config, going_on, noise
 from torch.nn import functional as F
 
 from lbsgd.config.aggregation import Choice
@@ -97,7 +97,8 @@ class Wide(torch.nn.Module):
 
 def bytes_of_an_iteration(stage, block):
     """What each host sends per byte of gradients in an iteration: the least of three, as TCP may send data twice."""
-    engine = run(config(4, stage=stage, bucket=300_000, overlap=block is not None, block=block), 1, Wide())
+    values = config(4, stage=stage, bucket=300_000, overlap=block is not None, block=block)
+    engine = going_on(values, iterations=1, model=Wide())
     gradients, sent = 4 * sum(parameter.numel() for parameter in engine.module.parameters()), []
     for _ in range(3):
         before = network.sent_bytes()
