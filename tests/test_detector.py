@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from detecting import SIZES, N, detector, examples
+from detecting import SIZES, N, Thin, detector, examples
 from processes import in_processes
 from torch import nn
-from torchvision.models import resnet18
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.image_list import ImageList
 
@@ -164,7 +163,7 @@ def test_hidden_layers_of_the_boxes_begin_by_their_inputs_alone():
 
 
 def test_a_backbone_is_loaded_whole_or_refused_by_name():
-    ours, classifier = detector(), resnet18(num_classes=10)
+    ours, classifier = detector(), Thin(num_classes=10)
     load_backbone(ours, classifier.state_dict(), "weights.pt")
     body = ours.backbone.body.state_dict()
     assert all(torch.equal(body[name], value) for name, value in classifier.state_dict().items() if name in body)
