@@ -38,7 +38,7 @@ from lbsgd.train.run import Every
 from lbsgd.train.saver import Reached, Saver
 
 FILES = ("weights.safetensors", "momentum.safetensors", "random.safetensors", "state.json", "manifest.json")
-KILLED, UNSUPPORTED = 9, 77
+UNSUPPORTED = 77
 HEADER = {
     **{"model": "resnet8", "precision": "fp32", "schedule": {}, "config": {}, "recipe": {"epochs": 2}},
     **{"global_batch": 128, "num_workers": 4, "iterations_per_epoch": 1},
@@ -72,13 +72,18 @@ def values(folder):
 # --------------------------------------------------------------------------------------
 
 
-def die_at(point):
-    """End this process before its point-th change to the file system. A file is written in two halves."""
-    number = itertools.count()
+def copy_before_each_change(folder, copies):
+    """Copy the folder before each change that this process makes to the file system. A file is written in two halves.
+
+    A kill at that moment would leave what the copy holds.
+    """
+    number, copying = itertools.count(), threading.local()
 
     def change(event, arguments):
-        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "half a file") and next(number) == point:
-            os._exit(KILLED)
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "half a file") and not vars(copying):
+            copying.now = True
+            shutil.copytree(folder, copies / f"{next(number):03}")
+            del copying.now
 
     def in_halves(path, data):
         with open(path, "wb", buffering=0) as file:
@@ -91,16 +96,17 @@ def die_at(point):
 
 
 def killed_at_every_point(template, folder, function):
-    """Yield copies of the folder `template` after function(folder) was killed at each point, and after it was not."""
-    for point in itertools.count():
-        shutil.copytree(template, folder)
-        code = in_child(lambda point=point, folder=folder: (die_at(point), function(folder)))
-        assert code in (0, KILLED)
-        yield code == 0
+    """Let the folder be a copy of `template` after function(folder) was killed at each point, and after it was not."""
+    copies = folder.with_name("copies")
+    shutil.copytree(template, folder)
+    assert in_child(lambda: (copy_before_each_change(folder, copies), function(folder))) == 0
+    folder.rename(copies / "whole")
+    places = sorted(copies.iterdir())
+    assert len(places) > 3
+    for place in places:
+        place.rename(folder)
+        yield place.name == "whole"
         shutil.rmtree(folder)
-        if code == 0:
-            assert point > 1
-            return
 
 
 @pytest.mark.parametrize("before", [[], [1], [1, 2, 3], [5], [3, 4, 5], [3, 4, 5, 5]])
