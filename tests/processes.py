@@ -1,6 +1,7 @@
 """Run a function in several processes joined by gloo, as DeepSpeed's launcher would start them."""
 
 import gc
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -38,13 +39,22 @@ forking = multiprocessing.get_context("forkserver")
 forking.set_forkserver_preload(list(PRELOADED))
 
 
-def in_processes(world_size, function, *arguments):
-    """Return the results of function(*arguments) in rank order. An exception in a process is raised here."""
+def in_processes(world_size, function, *arguments, imports=None):
+    """Return the results of function(*arguments) in rank order. An exception in a process is raised here.
+
+    imports: a module that takes seconds to import. It is imported once, by a process from which all others are forked.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.start_processes(
-            _run, (world_size, free_port(), function, arguments, folder), world_size, start_method="forkserver"
-        )
+        start = _run, (world_size, free_port(), function, arguments, folder), world_size
+        if imports:
+            start = _import_and_start, (imports, *start), 1
+        torch.multiprocessing.start_processes(*start, start_method="forkserver")
         return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(world_size)]
+
+
+def _import_and_start(_, module, *start):
+    importlib.import_module(module)
+    torch.multiprocessing.start_processes(*start, start_method="fork")
 
 
 def _run(rank, world_size, port, function, arguments, folder):

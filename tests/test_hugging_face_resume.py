@@ -78,7 +78,7 @@ def whole_and_resumed(folder):
 
 @pytest.mark.parametrize("processes", [1, 2])  # of four and of two passes per update
 def test_in_the_middle_of_an_epoch_images_learning_rates_and_momentum_go_on(tmp_path, processes):
-    for found in in_processes(processes, whole_and_resumed, str(tmp_path)):
+    for found in in_processes(processes, whole_and_resumed, str(tmp_path), imports="transformers.trainer"):
         for case, ((weights, images, lrs), (weights_after, images_after, lrs_after)) in zip(CASES, found, strict=True):
             assert images_after == images[len(images) // 2 :] and len(images) == 64 * UPDATES / processes, case
             assert lrs_after == lrs[len(lrs) // 2 :], case

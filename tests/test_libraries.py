@@ -239,7 +239,7 @@ def refusals(folder, **names):
 
 
 def test_transformers_trainer_trains_the_same(tmp_path):
-    results = in_processes(2, in_transformers, str(with_json(tmp_path, config_of())))
+    results = in_processes(2, in_transformers, str(with_json(tmp_path, config_of())), imports="transformers.trainer")
     assert_same(results, "network.")
     assert_same(results, "network.", "keywords")
     saved, (state, _) = results[0]["saved"], results[0]["library"]
@@ -427,7 +427,7 @@ def in_lightning(folder):
 
 
 def test_lightning_trains_the_same(tmp_path):
-    results = in_processes(2, in_lightning, str(with_json(tmp_path, config_of())))
+    results = in_processes(2, in_lightning, str(with_json(tmp_path, config_of())), imports="lightning.pytorch")
     assert_same(results)
     assert_other(results, LIGHTNING_MISTAKES)
 

@@ -41,7 +41,8 @@ def in_lightning(folder):
 
 
 def test_under_ddp_a_run_and_what_goes_on_at_an_epoch_train_the_same(tmp_path):
-    for (ours, lrs), whole, resumed, early in in_processes(2, in_lightning, str(with_json(tmp_path, config_of()))):
+    folder = str(with_json(tmp_path, config_of()))
+    for (ours, lrs), whole, resumed, early in in_processes(2, in_lightning, folder, imports="lightning.pytorch"):
         assert distance(whole[0], floats(ours)) < BOUND and whole[1] == lrs
         assert distance(resumed[0], floats(ours)) < BOUND and resumed[1] == lrs[EPOCH:]
         assert distance(early[0], floats(ours)) > 100 * BOUND
