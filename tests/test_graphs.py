@@ -123,9 +123,12 @@ def test_blocks_that_cannot_be_recorded_end_the_run_with_the_flag_that_helps(rec
         trained(recipe(), CannotRecord)
 
 
+HALF = ITERATIONS // 2
+
+
 @pytest.fixture(scope="module")
 def expected():
-    return oracle.train(network())
+    return oracle.train(network(), HALF)
 
 
 CASES = [("fp32", 0, K * N), ("fp32", 0, N), ("fp32", 1, N), ("fp32", 2, K * N), ("bf16", 0, K * N), ("bf16", 0, N)]
@@ -136,9 +139,9 @@ def test_a_replayed_run_has_the_bits_of_the_plain_one(recorder, forwards, precis
     config = (
         in_precision(precision, stage, micro_batch) if precision != "fp32" else recipe(stage, micro_batch=micro_batch)
     )
-    plain, replayed = trained(config)[0], trained(config, recorder)[0]
+    plain, replayed = trained(config, last=HALF)[0], trained(config, recorder, HALF)[0]
     assert_same(replayed, plain)
-    assert len(forwards) == 2 * (ITERATIONS * K * N // micro_batch - WARM_UP)
+    assert len(forwards) == 2 * (HALF * K * N // micro_batch - WARM_UP)
     if precision == "fp32":
         assert distance(replayed.weights, expected[0]) < BOUND and distance(replayed.momentum, expected[1]) < BOUND
 
@@ -156,10 +159,10 @@ def test_overflow_skips_the_same_updates(recorder, forwards, passes_of, aggregat
 
 def test_a_replayed_run_goes_on_from_its_state_to_the_bit(recorder):
     whole, _ = trained(recipe(), recorder)
-    half, _ = trained(recipe(), recorder, last=ITERATIONS // 2)
+    half, _ = trained(recipe(), recorder, last=HALF)
     engine, plan = engine_of(recipe(), recorder, seed=1)
     restore_state(engine, half)
-    train(engine, plan, ITERATIONS // 2)
+    train(engine, plan, HALF)
     assert_same(gather_state(engine), whole)
 
 
