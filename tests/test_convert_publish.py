@@ -8,12 +8,14 @@ import signal
 from pathlib import Path
 
 import pytest
-from converter import SETTINGS, make_tree, names_in
+from converter import SETTINGS as FOR_TWO
+from converter import make_tree, names_in
 
 from lbsgd.convert.convert import convert, look
 from lbsgd.data.folder import open_data
 from lbsgd.errors import DataError
 
+SETTINGS = FOR_TWO | {"num_processes": 1}  # for a few tiny images; each process to start costs more than they do
 OTHER = SETTINGS | {"reencode": True}
 
 
