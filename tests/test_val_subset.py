@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from commands import DIGITS, recipe
 from converter import SETTINGS, make_tree
 from test_convert_shards import KINDS
 from test_sources import WNIDS, devkit, find, make_folders, make_official
@@ -24,7 +22,6 @@ from lbsgd.data.share import Pixels, Share
 from lbsgd.errors import DataError
 from lbsgd.train.evaluation import answering_among
 
-ROOT = Path(__file__).parent.parent
 MORE = ["n00000001", "n02000000", "n99999999"]  # before, between and after ImageNet's own
 
 
@@ -134,13 +131,8 @@ def test_a_run_counts_errors_among_the_classes_of_the_validation_images(digits_t
     restricted = torch.tensor(classes)[logits[:, classes].argmax(1)]
     error = 100 * (restricted != labels).double().mean().item()
     assert error < 100 * (logits.argmax(1) != labels).double().mean().item()  # ten-way errors are different
-    flags = ["--data_dir", "data", "--evaluate_only", "--weights", "weights.pt", "--output_dir", "run"]
-    done = subprocess.run(
-        [sys.executable, ROOT / "recipes/resnet50.py", "--deepspeed_config", ROOT / "ds_configs/digits.json", *flags],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    weights = ("--evaluate_only", "--weights", tmp_path / "weights.pt")
+    done = recipe(DIGITS, "--data_dir", tmp_path / "data", *weights, "--output_dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert f"top-1 error {error:.2f} %" in done.stdout
     assert "among the 3 of 10 classes that have validation images" in done.stdout.replace("\n", " ")
