@@ -106,7 +106,7 @@ def tests_on_the_device(given: BenchSettings, say: Say) -> None:
 
 def demo(given: BenchSettings, say: Say) -> None:
     """Run the command of `make demo`: make JPEGs of digits, convert them, train ResNet-50."""
-    flags = ["--max_iterations", "1"] if given.sizes.is_small else []
+    flags = ["--max_iterations", "1", "--resolution", "16"] if given.sizes.is_small else []
     work_dir = given.folder / "demo"
     run_all([[sys.executable, "tools/demo.py", "--work_dir", str(work_dir), *flags]], given)
     run = read_run(work_dir / "runs/digits")
