@@ -43,6 +43,12 @@ def table_1_runs(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures are files whose bytes do not matter, because drawing takes most of a report's time."""
+    monkeypatch.setattr(Figure, "savefig", lambda picture, file, **_: file.write(b"a picture"))
+
+
 def ended_early(runs, row, seed, error):
     """A run of one of the six planned epochs, as with --epochs 1."""
     folder = write_log(runs, row, seed, [error], planned=6)
@@ -112,6 +118,7 @@ def test_a_deeper_network_is_compared_with_the_paper_s_deeper_network(tmp_path, 
     assert [table.name for table in paper_tables(family)] == ["table2c_x8", "table2c_x16"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_csv_holds_the_same_cells(table_1_runs, tmp_path):
     write_report(families_at([table_1_runs]), tmp_path, "digits")
     lines = list(csv.reader(io.StringIO((tmp_path / "tables.csv").read_text())))
@@ -499,10 +506,8 @@ def test_a_bar_in_a_folder_s_name_is_no_border_of_a_table(table_1_runs, tmp_path
     assert (tmp_path / "report" / "tables.md").read_text().splitlines()[2].startswith("| a\\|b | 256 |")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_reports_may_write_into_one_folder_at_once(table_1_runs, tmp_path, monkeypatch):
-    """Each report inside another writes all files, so pictures are not drawn: their bytes do not matter here."""
-    monkeypatch.setattr(Figure, "savefig", lambda picture, file, **_: file.write(b"a picture"))
-
     def write():
         return write_report(families_at([table_1_runs]), tmp_path, "digits", ["table1"])
 
