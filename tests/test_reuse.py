@@ -113,7 +113,7 @@ sys.modules["lbsgd"] = None                             # import lbsgd raises
 os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed, json, torch
 from deepspeed.accelerator import get_accelerator
-vars(deepspeed.ops)["__compatible_ops__"] = {}
+vars(deepspeed.ops)["__compatible_ops__"] = {{}}
 get_accelerator().is_fp16_supported = lambda: True      # slow on some CPUs; DeepSpeed only asks
 deepspeed.init_distributed()
 code = {code!r}

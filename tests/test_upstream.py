@@ -237,8 +237,6 @@ def type_hash_before_and_after_ffcv_s_loader():
     import numba
     from ffcv.memory_managers.os_cache import OSCacheManager
 
-    import lbsgd.data.ffcv_loader  # noqa: F401  imports FFCV with compiled code that is kept, which takes seconds less
-
     shared = numba.uint8[::1]
     before = hash(shared)
     OSCacheManager.state_type.fget(None)
