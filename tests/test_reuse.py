@@ -286,21 +286,34 @@ def for_other_data(micro_batch):
     return config
 
 
+def with_mistakes():
+    """That JSON with 6 updates instead of 20, which show every mistake."""
+    config = for_other_data(8)
+    config["lbsgd"] |= {"epochs": 3, "decay": {"epochs": []}}
+    return config
+
+
+RIGHT = {"torch": COUNTED_DDP, "FSDP2": FSDP2}
+RUNS = {
+    "32": (for_other_data(32), RIGHT),
+    "8": (for_other_data(8), RIGHT),
+    "mistakes": (with_mistakes(), {"torch": COUNTED_DDP, **BROKEN}),
+}
+
+
 def both_ways(folder):
-    """On two processes each: the DeepSpeed run, the one without, and the latter with mistakes."""
+    """On two processes each: the DeepSpeed run, and those without, also with mistakes."""
     folder, states = Path(folder), {}
-    for micro_batch in (32, 8):
-        config = for_other_data(micro_batch)
-        place = folder / f"{micro_batch}"
-        names = run_block("own_loop", place, model=oracle.network(), dataset=images_and_labels())
-        states["deepspeed", micro_batch] = gather_state(names["engine"]).weights
+    for run, (config, loops) in RUNS.items():
+        names = run_block("own_loop", folder / run, model=oracle.network(), dataset=images_and_labels())
+        states["deepspeed", run] = gather_state(names["engine"]).weights
         common = dict(config=config, world_size=2, dataset=images_and_labels(), RANK=torch.distributed.get_rank())
-        for name, changes in {"torch": COUNTED_DDP, "FSDP2": FSDP2, **(BROKEN if micro_batch == 8 else {})}.items():
+        for name, changes in loops.items():
             counted = AllReduces()
             names = run_block("without_deepspeed", folder, changes, model=oracle.network(), counted=counted, **common)
-            states["all-reduces", name, micro_batch] = counted.number
+            states["all-reduces", name, run] = counted.number
             state = names["model"].state_dict()
-            states[name, micro_batch] = {
+            states[name, run] = {
                 key: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
                 for key, tensor in state.items()
             }
@@ -310,8 +323,8 @@ def both_ways(folder):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("json")
-    for micro_batch in (32, 8):
-        with_json(folder / f"{micro_batch}", for_other_data(micro_batch))
+    for run, (config, _) in RUNS.items():
+        with_json(folder / run, config)
     return in_processes(2, both_ways, str(folder))
 
 
@@ -320,23 +333,25 @@ def of_floats(weights):
 
 
 @pytest.mark.parametrize("wrapper", ["torch", "FSDP2"])
-@pytest.mark.parametrize("micro_batch", [32, 8])  # 1 and 4 passes
-def test_without_deepspeed_two_processes_train_the_same_weights(two_processes, wrapper, micro_batch):
+@pytest.mark.parametrize("run", ["32", "8"])  # 1 and 4 passes
+def test_without_deepspeed_two_processes_train_the_same_weights(two_processes, wrapper, run):
     for states in two_processes:
-        expected = of_floats(states["deepspeed", micro_batch])
-        assert distance(states[wrapper, micro_batch], expected) < BOUND
+        expected = of_floats(states["deepspeed", run])
+        assert distance(states[wrapper, run], expected) < BOUND
 
 
-@pytest.mark.parametrize("micro_batch", [32, 8])
-def test_without_deepspeed_gradients_are_averaged_once_in_an_update(two_processes, micro_batch):
+@pytest.mark.parametrize("run", ["32", "8"])
+def test_without_deepspeed_gradients_are_averaged_once_in_an_update(two_processes, run):
     for states in two_processes:
-        assert states["all-reduces", "torch", micro_batch] == 20  # the network fills one of DDP's buckets
+        assert states["all-reduces", "torch", run] == 20  # the network fills one of DDP's buckets
 
 
 @pytest.mark.parametrize("mistake", BROKEN)
 def test_a_mistake_in_that_loop_would_be_seen(two_processes, mistake):
     states = two_processes[0]
-    assert distance(states[mistake, 8], of_floats(states["deepspeed", 8])) > 100 * BOUND
+    expected = of_floats(states["deepspeed", "mistakes"])
+    assert distance(states["torch", "mistakes"], expected) < BOUND
+    assert distance(states[mistake, "mistakes"], expected) > 100 * BOUND
 
 
 def test_the_parts_without_deepspeed_do_not_import_it():
