@@ -20,6 +20,7 @@ import sys
 import tempfile
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,7 +33,8 @@ from lbsgd.processes.signals import STOP_SIGNALS, at_a_signal
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 480.0
-# For parts on a CPU; each part on a GPU imports them itself. ZeRO's first engine imports Muon, with torch's inductor.
+# For parts of `speed` on a CPU; each part on a GPU imports them itself. Those of `correctness` only start commands.
+# ZeRO's first engine imports Muon, with torch's inductor.
 IMPORTED_ONCE = ("lbsgd.train.session", "torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer")
 
 
@@ -61,6 +63,14 @@ def folder_for(device: str) -> Path:
     return ROOT / "results" / f"gpu_{re.sub('[^a-z0-9]+', '_', device.lower()).strip('_')}"
 
 
+def task_for(device: str) -> Any:
+    """Return the task whose steps `speed` measures. Its import takes seconds."""
+    from cifar10 import SmallResNet
+    from resnet50 import ResNet50
+
+    return ResNet50() if device == "cuda" else SmallResNet()
+
+
 def end_by(number: int) -> None:
     """End this process with its parts and their folder. A second signal does not disturb that."""
     for each in STOP_SIGNALS:
@@ -84,8 +94,6 @@ def main() -> int:
         flags.error(f"--jpegs {given.jpegs}: no such file")
     keep_torchs_code(compiles=False)
     import torch
-    from cifar10 import SmallResNet
-    from resnet50 import ResNet50
 
     from lbsgd.bench.parts import run_parts
     from lbsgd.bench.results import Results
@@ -99,7 +107,7 @@ def main() -> int:
     facts = about(device)
     at_a_signal(end_by)
     with tempfile.TemporaryDirectory(prefix="lbsgd_bench_") as folder:
-        sizes, task = (ON_A_GPU, ResNet50()) if device == "cuda" else (ON_A_CPU, SmallResNet())
+        sizes, task = ON_A_GPU if device == "cuda" else ON_A_CPU, task_for(device) if given.bench == "speed" else None
         settings = BenchSettings(sizes, device, ROOT, Path(folder), given.jpegs and given.jpegs.resolve(), task)
         try:
             results = Results(given.output_dir or folder_for(facts["device"]), given.bench, facts)
@@ -107,7 +115,7 @@ def main() -> int:
             print_error(error)
             return error.exit_code
         chosen = [part for part in parts if not given.parts or part.name in given.parts]
-        preload = IMPORTED_ONCE if device == "cpu" else ()
+        preload = IMPORTED_ONCE if device == "cpu" and given.bench == "speed" else ()
         all_done = run_parts(chosen, settings, results, given.seconds, preload, given.together)
     print(results.folder / f"{given.bench}.md")
     return 0 if all_done else 1

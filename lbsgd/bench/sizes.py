@@ -97,7 +97,7 @@ class BenchSettings:
     root      the repository, with the tests, tools and recipes that the parts run
     folder    a folder for temporary files
     jpegs     a tar of JPEGs for the loader, if there is one
-    task      the task of a recipe (`train/task.py`): its network and its loss
+    task      the task of a recipe (`train/task.py`): its network and its loss; None in `correctness`
     deadline  the deadline of the part by time.monotonic(), which is the same in all processes
     """
 
