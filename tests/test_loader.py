@@ -3,8 +3,6 @@
 import copy
 import io
 import os
-import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -18,6 +16,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+from commands import script
 from PIL import Image
 from stock_ffcv import with_stock_ffcv
 
@@ -237,9 +236,18 @@ def test_torch_s_threads_and_numpy_s_generator_are_left_alone(photos):
     assert np.array_equal(np.random.get_state()[1], state)
 
 
-def test_importing_the_loader_leaves_torch_s_threads_alone():
+def printed_by(code, folder):
+    """Return what a program prints that has imported nothing of FFCV before."""
+    path = folder / "program.py"
+    path.write_text(f"import sys\nassert not {{'ffcv', 'lbsgd.data.ffcv_loader'}} & set(sys.modules)\n{code}")
+    done = script(path)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_the_loader_leaves_torch_s_threads_alone(tmp_path):
     code = "import torch; torch.set_num_threads(3); import lbsgd.data.ffcv_loader; print(torch.get_num_threads())"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "3\n"
+    assert printed_by(code, tmp_path) == "3\n"
 
 
 @pytest.mark.parametrize("threads", [0, 1000])
@@ -423,10 +431,11 @@ def test_a_file_that_fits_comes_from_memory_and_one_that_does_not_from_the_disk(
 # --- FFCV's own Loader and torch's ------------------------------------------------------------------------------------
 
 
-def test_the_public_shuffle_leaves_ffcv_and_all_threads_as_they_are():
-    """In a separate process, which has imported nothing of ours before."""
+def test_the_public_shuffle_leaves_ffcv_and_all_threads_as_they_are(tmp_path):
     code = """
-import cv2, numba, torch
+import cv2, numba, os, torch
+os.environ["NUMBA_NUM_THREADS"] = "4"
+numba.config.reload_config()
 torch.set_num_threads(3), numba.set_num_threads(2), cv2.setNumThreads(5)
 from lbsgd.data.ffcv_loader import SharedShuffleOrder
 assert (torch.get_num_threads(), numba.get_num_threads(), cv2.getNumThreads()) == (3, 2, 5)
@@ -439,7 +448,7 @@ for module in ("pipeline.compiler", "memory_managers.os_cache", "loader.loader",
                 member = getattr(member, "__func__", member)
                 assert not (getattr(member, "__module__", "") or "").startswith("lbsgd"), (owner, name)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "NUMBA_NUM_THREADS": "4"})
+    printed_by(code, tmp_path)
 
 
 def stock_loader(photos, threads):
@@ -471,52 +480,50 @@ def test_a_stock_loader_beside_ours_behaves_as_stock_and_ours_as_ours(photos):
 CUT = dict(global_batch=16, micro_batch=4, seed=3, world_size=2)
 
 
-def order_of_ffcv_s_loader(path, image_field, rank, epochs):
-    """The orders of some epochs, from an FFCV Loader with our order."""
+EPOCHS, GIVEN = (0, 1, 5), np.arange(1, 41)
+
+
+def orders_of_ffcv_s_loader(path, image_field):
+    """Orders of FFCV Loaders with our order: of some epochs by rank, and of the first epoch over some images.
+
+    Where FFCV's Loader refuses the latter, why.
+    """
     from ffcv.loader import Loader
 
-    loader = Loader(
-        str(path),
-        4,
-        order=SharedShuffleOrder(rank=rank, **CUT),
-        num_workers=1,
-        drop_last=True,
-        pipelines={image_field: None},
-    )
-    assert len(loader) == 6  # 53 // 16 iterations of 2 passes
-    orders = []
-    for loader.next_epoch in epochs:
-        orders.append(loader.next_traversal_order())
+    orders, options = {}, dict(num_workers=1, pipelines={image_field: None})
+    for rank in range(2):
+        order = SharedShuffleOrder(rank=rank, **CUT)
+        loader = Loader(str(path), 4, order=order, drop_last=True, **options)
+        assert len(loader) == 6  # 53 // 16 iterations of 2 passes
+        for loader.next_epoch in EPOCHS:
+            orders[rank, loader.next_epoch] = loader.next_traversal_order()
+    for batch_size in (4, 8):
+        order = SharedShuffleOrder(rank=0, **CUT)
+        try:
+            loader = Loader(str(path), batch_size, order=order, indices=GIVEN, **options)
+            orders["given", batch_size] = loader.next_traversal_order()
+        except ValueError as error:
+            orders["given", batch_size] = str(error)
     return orders
 
 
+@pytest.fixture(scope="module")
+def stock_orders(photos):
+    return with_stock_ffcv(orders_of_ffcv_s_loader, photos.train.path, photos.train.image_field)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
-def test_ffcv_s_own_loader_takes_the_shared_shuffle_as_its_order(photos, rank):
-    epochs = (0, 1, 5)
-    orders = with_stock_ffcv(order_of_ffcv_s_loader, photos.train.path, photos.train.image_field, rank, epochs)
+def test_ffcv_s_own_loader_takes_the_shared_shuffle_as_its_order(stock_orders, rank):
     cut = {key: CUT[key] for key in ("global_batch", "micro_batch", "world_size")}
-    for epoch, order in zip(epochs, orders, strict=True):
-        assert np.array_equal(order, rank_batches(epoch_order(NUM_TRAIN, 3, epoch), rank=rank, **cut).ravel())
+    for epoch in EPOCHS:
+        order = rank_batches(epoch_order(NUM_TRAIN, 3, epoch), rank=rank, **cut).ravel()
+        assert np.array_equal(stock_orders[rank, epoch], order)
 
 
-def order_of_a_part(path, image_field, indices, batch_size):
-    """The order of the first epoch over some images of a file, or why FFCV's Loader refuses it."""
-    from ffcv.loader import Loader
-
-    order = SharedShuffleOrder(rank=0, **CUT)
-    try:
-        loader = Loader(str(path), batch_size, order=order, indices=indices, pipelines={image_field: None})
-    except ValueError as error:
-        return str(error)
-    return loader.next_traversal_order()
-
-
-def test_the_shared_shuffle_of_ffcv_s_loader_is_of_the_images_that_it_is_given(photos):
-    given = np.arange(1, 41)
-    place = photos.train.path, photos.train.image_field
-    order = with_stock_ffcv(order_of_a_part, *place, given, 4)
-    assert len(order) == 16 and set(order) <= set(given)  # 2 iterations of half of 16 images
-    assert "batch_size=8, and the order micro_batch=4" in with_stock_ffcv(order_of_a_part, *place, given, 8)
+def test_the_shared_shuffle_of_ffcv_s_loader_is_of_the_images_that_it_is_given(stock_orders):
+    order = stock_orders["given", 4]
+    assert len(order) == 16 and set(order) <= set(GIVEN)  # 2 iterations of half of 16 images
+    assert "batch_size=8, and the order micro_batch=4" in stock_orders["given", 8]
 
 
 def test_torch_s_dataloader_goes_through_the_shared_shuffle():

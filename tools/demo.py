@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import psutil
-import torch
 
 from lbsgd.commands.flag_types import OneLineParser, natural, path
 from lbsgd.errors import Stopped
@@ -31,6 +30,8 @@ NUM_WORKERS, PER_WORKER_BATCH = 4, 32  # k and n of ds_configs/digits.json
 
 def num_processes() -> int:
     """Return the largest number of GPUs that divides k; 2 on a CPU."""
+    import torch  # not above, because this takes seconds, and refusals and `run` do not need it
+
     gpus = torch.cuda.device_count()
     return max(size for size in range(1, gpus + 1) if NUM_WORKERS % size == 0) if gpus else 2
 
@@ -117,6 +118,8 @@ def main() -> int:
     for flag in ("--deepspeed_config", "--data_dir", "--output_dir"):
         flags.add_argument(flag, type=the_demos, help=SUPPRESS)
     arguments, recipe_flags = flags.parse_known_args()
+    import torch
+
     work_dir = arguments.work_dir.resolve() if arguments.work_dir else Path()
     os.chdir(ROOT)
     if not torch.accelerator.is_available():
