@@ -1,7 +1,6 @@
 """--compile: blocks compiled one by one equal the plain step within the oracle's bound; gradients come as before."""
 
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 
 import oracle
@@ -136,7 +135,19 @@ def test_a_compiled_run_goes_on_from_its_state_to_the_bit(backend):
 
 # --- the flag -----------------------------------------------------------------------------------------------------
 
-RECIPE = str(Path(__file__).parent.parent / "recipes/cifar10.py")
+RECIPE = """
+from cluster.small import Small
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+from lbsgd.commands.train import main
+
+class OneBlock(Small):
+    def network(self, num_classes, plan):
+        head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), BasicBlock(8, 8), *head)
+
+main(OneBlock(), "")
+"""
 
 
 def compile_without_machine_code():
@@ -146,7 +157,8 @@ def compile_without_machine_code():
 @pytest.mark.parametrize("fault", [compile_without_machine_code, pytest.param(None, marks=pytest.mark.slow)])
 def test_the_flag_compiles_a_recipe_which_is_resumed_and_logged(tmp_path, fault):
     json = config(tmp_path, iterations=4)
-    options = {"world_size": 1, "recipe": RECIPE, "fault": fault}
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    options = {"world_size": 1, "recipe": str(tmp_path / "recipe.py"), "fault": fault}
     completed(json, tmp_path / "run", "--compile", "--max_iterations", 3, **options)
     completed(json, tmp_path / "run", "--compile", "--resume", **options)
     run = read_run(tmp_path / "run")
