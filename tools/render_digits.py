@@ -33,12 +33,12 @@ def render(output_dir: Path, num_val: int = NUM_VAL) -> None:
             wrong = f"{output_dir} exists and is not the complete tree of digits"
             raise ConfigError(f"{wrong}; remove it or name another --output_dir")
         return
-    from sklearn.datasets import load_digits  # late: it takes a second, and a complete tree does not need it
-
-    digits = load_digits()
-    # At equal distances among the images sorted by class: this takes the same share of each class, without randomness.
-    by_class, validation = np.argsort(digits.target, kind="stable"), validation_positions(num_val)
     with appearing(output_dir) as partial:
+        from sklearn.datasets import load_digits  # late: it takes a second, and complete trees and refusals need none
+
+        digits = load_digits()
+        # At equal distances among the images sorted by class: the same share of each class, without randomness.
+        by_class, validation = np.argsort(digits.target, kind="stable"), validation_positions(num_val)
         for position, index in enumerate(by_class):
             split = "val" if position in validation else "train"
             folder = partial / split / str(digits.target[index])

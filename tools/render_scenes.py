@@ -35,16 +35,16 @@ def render(output_dir: Path, num_train: int, num_val: int) -> None:
             wrong = f"{output_dir} exists and does not hold {num_train} and {num_val} scenes"
             raise ConfigError(f"{wrong}; remove it or name another --output_dir")
         return
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    by_class, validation = np.argsort(digits.target, kind="stable"), validation_positions(NUM_VAL_DIGITS)
-    pools = {
-        "train": [index for position, index in enumerate(by_class) if position not in validation],
-        "val": [index for position, index in enumerate(by_class) if position in validation],
-    }
-    assert len(pools["train"]) + len(pools["val"]) == NUM_IMAGES
     with appearing(output_dir) as partial:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        by_class, validation = np.argsort(digits.target, kind="stable"), validation_positions(NUM_VAL_DIGITS)
+        pools = {
+            "train": [index for position, index in enumerate(by_class) if position not in validation],
+            "val": [index for position, index in enumerate(by_class) if position in validation],
+        }
+        assert len(pools["train"]) + len(pools["val"]) == NUM_IMAGES
         (partial / "annotations").mkdir()
         for split, number in (("train", num_train), ("val", num_val)):
             write_split(partial, split, number, digits, pools[split])
