@@ -21,7 +21,7 @@ from cifar10 import SmallResNet
 from commands import ROOT, command, environment_with, refused, script
 from mask_rcnn_digits import SmallMaskRCNN
 from PIL import Image
-from processes import in_processes
+from processes import forking, in_processes
 from tool_modules import TOOLS, load_tool
 
 from lbsgd.config.generate import generate
@@ -182,17 +182,25 @@ def test_images_that_a_run_would_convert_do_not_count():
             counted([(other, None)])
 
 
-def test_a_contender_that_fails_is_named_and_ends_the_others(capfd, monkeypatch):
+def contender(errors, make, argument):
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    return make(argument)
+
+
+def test_a_contender_that_fails_is_named_and_ends_the_others(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(TOOLS)  # its processes look for it there
     bench = importlib.import_module("bench_loader")
-    waiting = bench.start("torchvision", os.walk, (TOOLS,))
+    # Spawned processes would import torch again.
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: {"spawn": forking}[kind])
+    waiting = bench.start("torchvision", contender, (tmp_path / "errors", os.walk, TOOLS))
     with pytest.raises(TrainingError, match="^DALI, CPU: its process has ended"):
-        bench.start("DALI, CPU", iter, (0,))  # its first epoch raises TypeError
+        bench.start("DALI, CPU", contender, (tmp_path / "errors", iter, 0))  # its first epoch raises TypeError
     waiting.close()
     processes = multiprocessing.active_children()
     for process in processes:
         process.join(60)
-    assert {process.exitcode for process in processes} <= {0, 1} and capfd.readouterr().err.count("Traceback") == 1
+    assert {process.exitcode for process in processes} <= {0, 1}
+    assert (tmp_path / "errors").read_text().count("Traceback") == 1
 
 
 # --- bench_convert ----------------------------------------------------------------------------------------------------

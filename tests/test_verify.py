@@ -1,6 +1,7 @@
 """`--verify` names the first image that differs from what was made, whatever byte has changed."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -8,17 +9,13 @@ from pathlib import Path
 
 import pytest
 from converter import SETTINGS, change_byte, damage, make_tree, picture, save
+from stock_ffcv import with_stock_ffcv
 
 from lbsgd.convert.beton_writer import METADATA, METADATA_AT
 from lbsgd.convert.convert import convert
 from lbsgd.convert.verify import ChunkVerifier, verify
 from lbsgd.data.beton import BetonFile
 from lbsgd.errors import DataError
-
-
-@pytest.fixture(scope="module")
-def ffcv():
-    import lbsgd.data.ffcv_loader  # noqa: F401  imports FFCV so that torch keeps its number of threads
 
 
 @pytest.fixture(scope="module")
@@ -206,15 +203,20 @@ def test_settings_of_another_converter_are_told_in_one_line(converted, tree, set
         verify(converted, 2, tree)
 
 
-def test_a_file_of_ffcv_s_own_writer_is_verified_by_decoding_it(tmp_path, ffcv, capsys):
+def write_with_ffcv(folder):
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
+    multiprocessing.set_start_method("fork", force=True)  # for the writer's processes, else they import all again
     for name in ("train", "val"):
         fields = {"image": RGBImageField("jpg"), "label": IntField()}
-        DatasetWriter(str(tmp_path / f"{name}.beton"), fields, num_workers=1).from_indexed_dataset(
+        DatasetWriter(str(folder / f"{name}.beton"), fields, num_workers=1).from_indexed_dataset(
             [(picture(20, 30 + i), i) for i in range(3)]
         )
+
+
+def test_a_file_of_ffcv_s_own_writer_is_verified_by_decoding_it(tmp_path, capsys):
+    with_stock_ffcv(write_with_ffcv, tmp_path)
     verify(tmp_path, 1)
     assert "val: 3 images decode and agree with their sizes" in capsys.readouterr().out
     beton = BetonFile.open(tmp_path / "val.beton")
