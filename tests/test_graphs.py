@@ -10,6 +10,7 @@ import pickle
 import oracle
 import pytest
 import torch
+from commands import ROOT
 from crash import Command, config
 from deepspeed.accelerator import get_accelerator
 from oracle import BOUND, ITERATIONS, K, N, distance, global_batch
@@ -624,9 +625,9 @@ def test_a_block_whose_parts_have_hooks_is_refused():
 
 
 def test_without_a_gpu_the_flag_ends_a_run_with_one_line_and_beside_compile_it_is_refused(tmp_path):
-    json = config(tmp_path, iterations=4)
-    with Command(json, tmp_path / "run", "--cuda_graphs", world_size=1) as run:
+    json, cifar10 = config(tmp_path, iterations=4), str(ROOT / "recipes/cifar10.py")
+    with Command(json, tmp_path / "run", "--cuda_graphs", world_size=1, recipe=cifar10) as run:
         assert run.exit_codes() == [ConfigError.exit_code]
         assert run.errors == ["error: --cuda_graphs: there is no GPU here; leave the flag out"]
-    with Command(json, tmp_path / "both", "--cuda_graphs", "--compile", world_size=1) as run:
+    with Command(json, tmp_path / "both", "--cuda_graphs", "--compile", world_size=1, recipe=cifar10) as run:
         assert run.exit_codes() == [2] and "not allowed with argument" in run.console
