@@ -11,6 +11,7 @@ import hosts
 import numpy as np
 import pytest
 import torch
+from aggregating import same_bits
 from commands import joined
 from oracle import BOUND, distance
 
@@ -91,8 +92,7 @@ def last_iteration(run):
 def test_two_hosts_give_the_weights_of_one_host_with_two_processes_bit_for_bit(uninterrupted, tmp_path):
     done = joined(2, *small(tmp_path / "run"))
     assert [each.returncode for each in done] == [0, 0], done
-    one, two = weights(tmp_path / "run"), weights(uninterrupted)
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert same_bits(weights(tmp_path / "run"), weights(uninterrupted))
 
 
 @pytest.mark.slow  # the next tests start by the launcher, too, but none of them ends well
@@ -100,8 +100,7 @@ def test_by_deepspeeds_launcher_a_run_on_two_hosts_ends_with_the_same_bits(two_h
     alpha, _ = two_hosts
     printed = alpha.run(*on_both(alpha), *small(tmp_path / "run"))
     assert "world size 2 x micro batch 4 x 2 passes" in printed
-    one, two = weights(tmp_path / "run"), weights(uninterrupted)
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert same_bits(weights(tmp_path / "run"), weights(uninterrupted))
 
 
 def test_the_recipe_of_the_paper_trains_on_two_hosts(two_hosts, tmp_path):
