@@ -142,6 +142,14 @@ def test_studies_of_one_grid_share_its_code_its_logs_and_the_rows_of_the_same_na
         assert set(alone.rows) <= set(together.rows)  # the same rows, because a name stands for one recipe
 
 
+def test_longer_figure1_adds_the_doublings_between_to_the_runs_of_longer():
+    data = DATA_SETS["cifar10"]
+    rows = {row.name: row for row in STUDIES["longer_figure1"].rows(data)}
+    assert list(rows) == ["x1", "x2", "x4", "x8", "x16", "x32"]
+    assert all(rows[row.name] == row for row in STUDIES["longer"].rows(data))
+    assert STUDIES["longer_figure1"].grid == STUDIES["longer"].grid
+
+
 def test_a_deeper_network_changes_the_recipe_alone(tmp_path):
     for name, script in (("digits", "digits_resnet14"), ("cifar10", "cifar10_resnet14"), ("imagenet", "resnet101")):
         data = DATA_SETS[name]
