@@ -332,9 +332,10 @@ def nested():
                 (torch.eye(2).to_sparse(), "sparse_coo"),
                 (torch.empty(2, 2, device="meta"), "without values"),
                 (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "quantized"),
-                (nested(), "nested"),
             )
         ),
+        # torch 2.15 does not load this one.
+        ({"weight": nested()}, "weight is no dense tensor there, but nested; save|holds more than tensors; save"),
     ],
 )
 def test_what_is_no_state_dict_is_one_line(tmp_path, content, words):

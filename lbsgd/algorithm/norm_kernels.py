@@ -23,8 +23,8 @@ from torch import Tensor
 
 # Triton's own test: if it holds, the kernels run in NumPy on a CPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
-# The version whose compiled kernels `KernelLaunch` knows how to run (tests/test_norm_kernels.py).
-RUNS_COMPILED = triton.__version__.startswith("3.6.") and not INTERPRETED
+# The versions whose compiled kernels `KernelLaunch` knows how to run (tests/launched). 3.2 takes other arguments.
+RUNS_COMPILED = triton.__version__.startswith(tuple(f"3.{minor}." for minor in range(3, 10))) and not INTERPRETED
 
 
 class KernelLaunch:
@@ -45,7 +45,9 @@ class KernelLaunch:
         """Launch the kernel on these tensors, in its order; None stands for an optional tensor that is not given."""
         found = self.found
         if found is None:
-            found = self.kernel[self.grid](*tensors, *self.numbers, **self.constants, num_warps=self.warps)
+            # Triton 3.10 will no longer fuse by default, which would change bits.
+            options = {"num_warps": self.warps, "enable_fp_fusion": True}
+            found = self.kernel[self.grid](*tensors, *self.numbers, **self.constants, **options)
             self.found = found if RUNS_COMPILED else None
             return
         addresses = [None if each is None else each.data_ptr() for each in tensors]
@@ -159,7 +161,7 @@ def normalise(
     mean, rstd, gamma, beta = _statistics(stats, weight, bias, c, channels)
     for _ in range(steps):
         inside = exists & (o < outer)
-        _, value = _standardised(tl.load(x + at + within, inside, 0.0).to(tl.float32), mean, rstd, gamma, beta)
+        x_hat, value = _standardised(tl.load(x + at + within, inside, 0.0).to(tl.float32), mean, rstd, gamma, beta)
         if residual is not None:
             value += tl.load(residual + at + within, inside, 0.0).to(tl.float32)
         if RELU:
