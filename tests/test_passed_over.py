@@ -92,9 +92,10 @@ def test_what_is_newer_than_the_saved_one_takes_no_place_and_is_left(tmp_path):
 
 
 def test_a_folder_without_manifest_goes_when_three_newer_whole_ones_stand(tmp_path):
-    (saved(tmp_path, 1) / "manifest.json").unlink()
+    saved(tmp_path, 1)
+    (saved(tmp_path, 2) / "manifest.json").unlink()
     kept = []
-    for iteration in (2, 3, 4):
+    for iteration in (3, 4, 5):
         saved(tmp_path, iteration)
         kept.append(numbers(tmp_path))
-    assert kept == [[1, 2], [1, 2, 3], [2, 3, 4]]
+    assert kept == [[1, 2, 3], [1, 2, 3, 4], [3, 4, 5]]
