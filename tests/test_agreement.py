@@ -48,7 +48,14 @@ def test_both_learn_the_same_after_the_same_pass_and_save_once(late, expected):
     assert in_processes(2, decisions_of, late, 7) == [expected, expected]
 
 
-def test_a_process_alone_learns_at_once():
+def test_a_process_alone_learns_at_once_and_how_long_a_pass_takes(monkeypatch):
     start_processes()
+    now = iter([0.0, 3.0, 3.0, 8.0, 8.0])
+    monkeypatch.setattr(lbsgd.train.agreement, "time", SimpleNamespace(monotonic=lambda: next(now)))
     agreement = Agreement(torch.device("cpu"))
-    assert [agreement.after_pass(stop, False).stop for stop in (False, True)] == [False, True]
+    found = [agreement.after_pass(stop, False) for stop in (False, True)]
+    assert found == [Decision(pass_seconds=3.0), Decision(stop=True, pass_seconds=5.0)]
+
+
+def test_only_on_a_gpu_is_an_answer_read_late():
+    assert [Agreement(torch.device(kind)).late for kind in ("cuda", "cpu")] == [True, False]
