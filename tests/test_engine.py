@@ -12,7 +12,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from oracle import BOUND, ITERATIONS, K, N, distance, global_batch, network
 from processes import in_processes
-from small_engine import aggregated, recipe, train, trained
+from small_engine import aggregated, in_precision, recipe, train, trained
 from torch.nn import functional as F
 
 import lbsgd
@@ -51,6 +51,18 @@ def test_an_update_that_overflow_skips_shifts_no_later_learning_rate():
     )
     assert engine.skipped_steps == 2
     assert lrs == [[learning_rate(t, plan.schedule)] * 2 for t in range(ITERATIONS)]
+
+
+def test_the_loss_scale_falls_and_grows_as_deepspeed_s(monkeypatch):
+    """Here it halves at the second overflow in a row, and doubles in the third update after an overflow."""
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+    config = in_precision("fp16", 1, K * N, loss_scale_window=2, hysteresis=2, consecutive_hysteresis=True)
+    engine, plan = lbsgd.initialize(network(), config)
+    scales = []
+    for number, factor in enumerate([float("inf")] * 2 + [1] * 3):
+        train(engine, plan, number, number + 1, lambda engine, loss: engine.backward(loss * factor))  # noqa: B023
+        scales.append(engine.optimizer.loss_scale)
+    assert engine.skipped_steps == 2 and scales == [1024, 512, 512, 512, 1024]
 
 
 @pytest.mark.parametrize("stage", [0, 1])

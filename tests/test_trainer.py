@@ -193,6 +193,17 @@ def test_a_loss_scale_that_cannot_fall_ends_training_and_names_the_iteration(tmp
         ours.train(last_iteration=1)
 
 
+def test_what_else_fails_in_an_update_is_not_taken_for_a_loss_scale_that_cannot_fall(tmp_path, monkeypatch):
+    ours = trainer(tmp_path)
+
+    def fails():
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(ours.engine, "step", fails)
+    with pytest.raises(RuntimeError, match="^Connection closed by peer$"):
+        ours.train(last_iteration=1)
+
+
 def test_a_full_disk_is_said_and_training_goes_on(tmp_path, monkeypatch):
     ours = trainer(tmp_path)
 
