@@ -201,20 +201,22 @@ def parameters_after_three():
 
 
 def frozen_and_unfrozen():
-    engine, plan = lbsgd.initialize(network(), config(2, block=OURS))
-    weight = engine.module.conv.weight
+    model = network()
+    model.fc.bias.requires_grad_(False)
+    engine, plan = lbsgd.initialize(model, config(2, block=OURS))
+    weight, bias = engine.module.conv.weight, engine.module.fc.bias.clone()
     one_iteration(engine, plan)
     weight.requires_grad_(False)
     before = weight.detach().clone()
     one_iteration(engine, plan)
-    stays = torch.equal(weight, before)
+    stays = torch.equal(weight, before) and torch.equal(engine.module.fc.bias, bias)
     engine.module.added = torch.nn.Parameter(torch.ones(3))
     with pytest.raises(TrainingError, match="added was unfrozen or added after lbsgd.initialize"):
         one_iteration(engine, plan)
     return stays
 
 
-def test_a_parameter_frozen_later_stays_and_one_added_later_is_refused():
+def test_a_parameter_frozen_before_or_later_stays_and_one_added_later_is_refused():
     assert in_processes(2, frozen_and_unfrozen) == [True, True]
 
 
