@@ -29,6 +29,7 @@ from lbsgd.errors import CheckpointError, ConfigError, TrainingError
 from lbsgd.processes.ports import free_port
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.aggregation import Aggregation, AggregationSettings, attach
+from lbsgd.train.aggregation.buckets import fill
 from lbsgd.train.aggregation.phases import Threads
 from lbsgd.train.aggregation.placement import Placement
 from lbsgd.train.aggregation.resume import same_order, say_other_sums, tell_of_another_order
@@ -86,6 +87,12 @@ def test_the_order_is_that_of_registration_from_the_last():
     in_buckets = [parameter for bucket in aggregation.buckets for parameter in bucket.parameters]
     assert [id(each) for each in in_buckets] == [id(each) for each in reversed([*model.parameters()])]
     assert all(bucket.buffer.numel() <= 500 or len(bucket.parameters) == 1 for bucket in aggregation.buckets)
+
+
+def test_a_bucket_is_filled_to_the_last_element_and_a_larger_parameter_has_its_own():
+    lengths = [9, 4, 4, 5, 3]  # the last of the network come first
+    buckets = fill([torch.nn.Parameter(torch.ones(length)) for length in lengths], 8, multiple=1)
+    assert [[each.numel() for each in bucket.parameters] for bucket in buckets] == [[3, 5], [4, 4], [9]]
 
 
 def test_before_the_last_pass_nothing_starts():
