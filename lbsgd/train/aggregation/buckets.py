@@ -56,9 +56,7 @@ class Bucket:
 
 def strides(parameter: Parameter) -> tuple[int, ...]:
     """Return the parameter's own strides, including channels_last, or plain ones for a layout with holes."""
-    dense = parameter.is_contiguous() or (
-        parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
-    )
+    dense = parameter.is_contiguous() or parameter.is_contiguous(memory_format=torch.channels_last)
     return parameter.stride() if dense else torch.empty(parameter.shape, device="meta").stride()
 
 
