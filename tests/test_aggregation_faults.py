@@ -384,6 +384,7 @@ NCCL = {**saved(between="backend"), "backend": "nccl"}
         (saved(), saved("servers", servers=((0, 1), (2, 3))), True),
         (saved(), saved(bucket=9), True),
         (saved(), saved("servers", servers=((0, 2), (1, 3))), False),  # cyclic: another tree
+        (saved(), saved(servers=((0, 2), (1, 3))), True),  # a flat one takes the ranks in their order
         (saved(between="backend"), saved(between="backend"), True),
         (saved(between="backend"), saved(between="backend", bucket=9), False),
         (saved(between="backend"), saved(between="backend", servers=((0, 1), (2, 3))), True),
@@ -405,6 +406,13 @@ def test_another_number_of_processes_is_said():
     assert said == ["resuming on 2 processes instead of 4: last bits may differ"]
 
 
+@pytest.mark.parametrize("world_size, told", [(2, 0), (3, 1)])  # a sum of two has only one order
+def test_another_aggregation_than_the_checkpoints_is_said(world_size, told):
+    said = []
+    tell_of_another_order(SimpleNamespace(aggregation=None), saved(), (world_size, world_size), said.append)
+    assert said == told * ["gradients are aggregated otherwise than before the restart: last bits may differ"]
+
+
 def test_another_micro_batch_than_the_checkpoints_is_said():
     said = []
     for micro_batch in (8, 16):
@@ -417,20 +425,21 @@ def test_another_micro_batch_than_the_checkpoints_is_said():
 
 
 @pytest.mark.parametrize(
-    "world_size, own, key, said",
+    "world_size, own, stage, key, said",
     [
-        (1, True, "gradient_predivide_factor", False),
-        (2, True, "gradient_predivide_factor", True),
-        (4, False, "gradient_predivide_factor", True),
-        (2, True, "zero_optimization.reduce_bucket_size", False),  # a sum of two has only one order
-        (4, True, "zero_optimization.reduce_bucket_size", True),
-        (4, False, "zero_optimization.reduce_bucket_size", False),
-        (4, True, "zero_optimization.allgather_bucket_size", False),
+        (1, True, 1, "gradient_predivide_factor", False),
+        (2, True, 1, "gradient_predivide_factor", True),
+        (4, False, 1, "gradient_predivide_factor", True),
+        (2, True, 1, "zero_optimization.reduce_bucket_size", False),  # a sum of two has only one order
+        (4, True, 1, "zero_optimization.reduce_bucket_size", True),
+        (4, True, 0, "zero_optimization.reduce_bucket_size", False),  # DeepSpeed does not read it there
+        (4, False, 1, "zero_optimization.reduce_bucket_size", False),
+        (4, True, 1, "zero_optimization.allgather_bucket_size", False),
     ],
 )
-def test_other_buckets_and_divisors_than_the_checkpoints_are_said(monkeypatch, world_size, own, key, said):
+def test_other_buckets_and_divisors_than_the_checkpoints_are_said(monkeypatch, world_size, own, stage, key, said):
     monkeypatch.setattr("lbsgd.train.aggregation.resume.dist.get_world_size", lambda: world_size)
-    before, now, lines = {"zero_optimization": {"stage": 1}}, {"zero_optimization": {"stage": 1}}, []
+    before, now, lines = {"zero_optimization": {"stage": stage}}, {"zero_optimization": {"stage": stage}}, []
     engine = SimpleNamespace(aggregation=None if own else object())
     put(before, "prescale_gradients", False)  # the default
     put(now, key, 4)
