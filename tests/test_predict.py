@@ -110,10 +110,15 @@ def test_aggregation_hides_behind_the_back_propagation_but_for_its_last_bucket()
     assert two_passes.with_overlap == pytest.approx(2 - BACKWARD_SHARE / 2)
 
 
-def test_inside_one_server_nothing_is_added():
-    it = predict(1024, 4, 8, Reduction(1e8), Machines(), "ring")
+@pytest.mark.parametrize("gpus", [1, 3, 8])
+def test_inside_one_server_nothing_is_added(gpus):
+    it = predict(1024, 4, gpus, Reduction(1e8, weight_bytes=1e8), Machines(), "ring")
     assert it.without_overlap == it.with_overlap == pytest.approx(1024 / IMAGES_PER_SECOND)
     assert it.efficiency(True) == 1
+
+
+def test_a_server_that_is_not_full_counts_like_a_full_one():
+    assert [Machines().servers(gpus) for gpus in (8, 9, 16)] == [1, 2, 2]
 
 
 def test_stage_and_precision_decide_what_is_reduced():

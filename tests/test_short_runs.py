@@ -52,6 +52,7 @@ def test_a_generated_schedule_has_the_papers_parts_where_no_flag_says_otherwise(
     block = config["lbsgd"]
     assert repr((block["warmup"]["epochs"], block["decay"]["epochs"])) == repr((warmup, decay))  # 1 is no 1.0
     assert config["scheduler"]["params"]["warmup_num_steps"] == max(1, round(warmup * 156))
+    assert Plan.read(config, 8).schedule.decay_iterations == tuple(round(epoch * 156) for epoch in decay)
 
 
 def test_a_generated_schedule_fits_a_run_of_any_length():
