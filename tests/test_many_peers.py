@@ -5,11 +5,13 @@ import resource
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from many_peers import measure, simulate
-from torch.distributed import HashStore
+from torch.distributed import HashStore, TCPStore
 
 from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError
 from lbsgd.processes import connection, first_cause, meeting
@@ -210,6 +212,19 @@ def test_a_restart_by_torchrun_on_fewer_hosts_belongs_to_the_same_run(monkeypatc
     store = HashStore()
     store.set("run", '{"WORLD_SIZE": "4"}')
     assert meeting.is_of_same_run(store, Processes(1, 2, 0, 1))
+
+
+def test_an_alarm_of_nccl_in_an_earlier_start_is_none_in_a_later_one(monkeypatch):
+    """torchrun's agent keeps it. Where it is set, torch aborts all processes some minutes later."""
+    header = Path(torch.__file__).parent / "include/torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp"
+    assert f'kStoreDumpKey = "{meeting.NCCL_ALARM}"' in header.read_text()
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    store = TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)
+    store.set(meeting.NCCL_ALARM, "rank")
+    with ThreadPoolExecutor() as threads:
+        prefixes = set(threads.map(lambda rank: come(store.clone(), rank, 2, 30), [0, 1]))
+    assert len(prefixes) == 1 and isinstance(prefixes.pop(), str)
+    assert not store.check([meeting.NCCL_ALARM])
 
 
 def wait_for_rank_0(store):

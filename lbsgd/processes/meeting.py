@@ -21,6 +21,9 @@ from lbsgd.processes.connection import MEETING, of_agent, pause
 from lbsgd.processes.environment import Processes, jobs
 from lbsgd.processes.launcher import launchers
 
+# torch's watchdog of NCCL sets this key when a collective call fails, past all prefixes, so torchrun's agent keeps it.
+NCCL_ALARM = "exception_dump"
+
 
 class OtherFailed(LbsgdError):
     """Another process failed first. This one ends with the same exit code, and says whose error it was."""
@@ -137,6 +140,8 @@ def lead(store: Store, name: str, world_size: int) -> str | None:
         if answers:
             store.multi_set(answers, [name] * len(answers))  # type: ignore[attr-defined]
         return None
+    # An earlier start's alarm would pass for one of this start, and torch would abort each process 8 minutes later.
+    store.delete_key(NCCL_ALARM)
     store.set(f"{name}/host/0", socket.gethostname())
     return name
 
