@@ -1,5 +1,6 @@
-"""A run warns of a GPU that torch cannot use before anything slow begins. --deterministic reaches cuDNN."""
+"""A run warns of a GPU that torch cannot use before anything slow begins. --deterministic reaches cuDNN and NCCL."""
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,7 +81,8 @@ def test_a_run_warns_once_the_processes_have_met(rank, told, monkeypatch, capsys
     monkeypatch.setattr(session, "unused_gpu", lambda: "no driver")
     monkeypatch.setattr(session, "from_rank_0", refuse)
     with pytest.raises(DataError, match="taken"):
-        session.train(None, SimpleNamespace(is_rank_0=rank == 0), [], 60, {}, Stopwatch([]))
+        run = SimpleNamespace(deterministic=False)
+        session.train(run, SimpleNamespace(is_rank_0=rank == 0), [], 60, {}, Stopwatch([]))
     assert capsys.readouterr().out == told
 
 
@@ -139,20 +141,23 @@ def test_a_run_warns_of_it_once_the_engine_stands(rank, told, tmp_path, monkeypa
 # --- --deterministic --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("own", [None, "1"])
 @pytest.mark.parametrize("flags, wanted", [([], False), (["--deterministic"], True)])
-def test_cudnn_repeats_its_bits_where_the_flag_says_so(flags, wanted, tmp_path, monkeypatch):
+def test_cudnn_and_nccl_repeat_their_bits_where_the_flag_says_so(flags, wanted, own, tmp_path, monkeypatch):
+    """NCCL reads its variable when the processes meet, and a user's own value stays."""
     found = []
 
     def stop(*_):
         found.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark))
+        found.append(os.environ.get("NCCL_NVLS_ENABLE"))
         raise DataError("enough")
 
+    monkeypatch.setenv("NCCL_NVLS_ENABLE", "to be restored")
+    monkeypatch.setenv("NCCL_NVLS_ENABLE", own) if own else monkeypatch.delenv("NCCL_NVLS_ENABLE")
     monkeypatch.setattr(session, "Guard", lambda *_: nullcontext())
-    for name in ("meet", "from_rank_0", "limit_threads", "seed_random_numbers"):
-        monkeypatch.setattr(session, name, lambda *_: None)
-    monkeypatch.setattr(session, "build_engine", stop)
+    monkeypatch.setattr(session, "meet", stop)
     config = ["--deepspeed_config", str(ROOT / "ds_configs/digits.json"), "--output_dir", str(tmp_path)]
     request = command.Request(parser("").parse_args([*config, "--fake_data", *flags]))
     with torch.backends.cudnn.flags(deterministic=False, benchmark=True), pytest.raises(DataError, match="enough"):
         command.start(SimpleNamespace(), request, [], Stopwatch([]))
-    assert found == [(wanted, not wanted)]
+    assert found == [(wanted, not wanted), own or ("0" if wanted else None)]

@@ -34,7 +34,7 @@ def with_flags(description: str, add_data: Callable[[argparse.ArgumentParser], N
     blocks.add_argument("--compile", action="store_true", help=compiled)
     graphs = "launch each residual block in training as CUDA graphs, with the same bits (default: on one GPU)"
     blocks.add_argument("--cuda_graphs", action=argparse.BooleanOptionalAction, help=graphs)
-    repeated = "let cuDNN use only algorithms that give the same bits each time (a CPU has no others)"
+    repeated = "let cuDNN and NCCL use only algorithms that give the same bits each time (a CPU has no others)"
     flags.add_argument("--deterministic", action="store_true", help=repeated)
     add_processes(flags)
     return flags

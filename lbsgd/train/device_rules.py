@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import nn
 
@@ -29,7 +31,12 @@ def lay_out(model: nn.Module, layout: torch.memory_format = LAYOUT) -> None:
 
 
 def repeat_bits() -> None:
-    """Let cuDNN use only algorithms that add in the same order each time, as our kernels always do."""
+    """Let cuDNN and NCCL use only algorithms that add in the same order each time, as our kernels always do.
+
+    Call this before the processes join torch's group, because NCCL reads its variable only once.
+    """
+    # NVSwitches, which add gradients from an H100 on, take them in any order (NVIDIA/nccl#1497).
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False  # it may choose another algorithm each time
 

@@ -62,14 +62,14 @@ def train(
     stopwatch       of the start, from the command to the first update
     """
     with Guard(processes, hang_timeout, launchers) as guard, ExitStack() as stack:
+        if run.deterministic:
+            repeat_bits()
         meet(processes, facts, guard)
         stopwatch.lap("meeting")
         if processes.is_rank_0 and (reason := unused_gpu()):
             warn(reason)
         from_rank_0(lambda: open_output(run, guard, stack))
         limit_threads(processes)
-        if run.deterministic:
-            repeat_bits()
         plan, seed = run.plan, run.plan.recipe.seed
         seed_random_numbers(seed)  # a network may draw its weights without `seeded`
         engine, graphs = build_engine(run)
