@@ -30,7 +30,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.convert.convert import convert
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.coco_annotations import read_split
-from lbsgd.errors import TrainingError
+from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.report.run_log import RunLog
 from lbsgd.train.device_rules import LAYOUT
 
@@ -293,6 +293,33 @@ def test_the_reference_takes_a_flag_for_no_folder():
 @pytest.mark.parametrize("given", [("--output_dir", "runs/x"), ("--data_dir=data",), ("--deepspeed_config", "8k.json")])
 def test_the_demo_refuses_what_it_chooses_itself(given):
     refused(script("tools/demo.py", *given), given[0].partition("=")[0], "--work_dir")
+
+
+@pytest.mark.parametrize(
+    "visible, processes, flags",
+    [
+        (None, 2, ["--num_accelerators", "2"]),
+        ("", 2, ["--num_accelerators", "2"]),  # hidden, so the CPU computes
+        ("3", 1, ["--include", "localhost:3"]),
+        ("4,5,6", 2, ["--include", "localhost:4,5"]),
+    ],
+)
+def test_the_demo_takes_the_gpus_that_the_variable_names(monkeypatch, visible, processes, flags):
+    """DeepSpeed's launcher would take the first ones, which others may use."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    demo = load_tool("demo")
+    assert demo.where(processes) == flags
+    monkeypatch.setattr(demo, "num_processes", lambda: processes)
+    *_, training = demo.commands(0, TOOLS)
+    assert training[1:5] == ["--quiet", *flags, "--master_port"]
+
+
+def test_the_demo_refuses_gpus_that_the_launcher_does_not_understand(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-abc")
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES has GPU-abc"):
+        load_tool("demo").where(1)
 
 
 SAVES = """

@@ -20,7 +20,8 @@ from typing import NoReturn
 import psutil
 
 from lbsgd.commands.flag_types import OneLineParser, natural, path
-from lbsgd.errors import Stopped
+from lbsgd.errors import LbsgdError, Stopped, print_error
+from lbsgd.experiments.launch import require_numbers, visible_gpus
 from lbsgd.processes.launcher import command_line, is_launcher
 from lbsgd.processes.ports import free_port
 
@@ -34,6 +35,19 @@ def num_processes() -> int:
 
     gpus = torch.cuda.device_count()
     return max(size for size in range(1, gpus + 1) if NUM_WORKERS % size == 0) if gpus else 2
+
+
+def where(processes: int) -> list[str]:
+    """Return the launcher's flags that start this number of processes, on GPUs that CUDA_VISIBLE_DEVICES names.
+
+    Given only their number, DeepSpeed's launcher ignores the variable and takes the host's first GPUs.
+    Raises ConfigError if the GPUs have names and not numbers.
+    """
+    gpus = visible_gpus()[:processes] if "CUDA_VISIBLE_DEVICES" in os.environ else ()
+    if len(gpus) < processes:
+        return ["--num_accelerators", str(processes)]
+    require_numbers(gpus)
+    return ["--include", f"localhost:{','.join(gpus)}"]
 
 
 def run_name(seed: int) -> str:
@@ -57,8 +71,7 @@ def commands(seed: int, work_dir: Path, recipe_flags: Sequence[str] = ()) -> lis
         [
             launcher(),
             "--quiet",
-            "--num_accelerators",
-            str(processes),
+            *where(processes),
             "--master_port",
             str(free_port()),
             "recipes/resnet50.py",
@@ -135,4 +148,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except LbsgdError as error:
+        print_error(error)
+        sys.exit(error.exit_code)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -142,10 +143,15 @@ def launcher(gpus: tuple[str, ...]) -> list[str]:
     """
     if len(gpus) < 2:
         return [sys.executable]
-    if names := [gpu for gpu in gpus if not gpu.isdecimal()]:
-        raise ConfigError(f"reproduce: CUDA_VISIBLE_DEVICES has {names[0]}; DeepSpeed's launcher takes numbers alone")
+    require_numbers(gpus)
     deepspeed = str(Path(sys.executable).with_name("deepspeed"))
     return [deepspeed, "--include", f"localhost:{','.join(gpus)}", "--master_port", str(free_port())]
+
+
+def require_numbers(gpus: Sequence[str]) -> None:
+    """Raise ConfigError for a GPU that has a name, because DeepSpeed's launcher would not understand it."""
+    if names := [gpu for gpu in gpus if not gpu.isdecimal()]:
+        raise ConfigError(f"CUDA_VISIBLE_DEVICES has {names[0]}; DeepSpeed's launcher takes numbers alone")
 
 
 @dataclass
