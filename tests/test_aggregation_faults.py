@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing
 from aggregating import OURS, config, going_on, noise, one_iteration, parameters, run, same_bits
 from crash import PATIENCE_SECONDS
@@ -300,6 +301,18 @@ def test_a_peer_that_is_killed_is_noticed_at_once_and_a_silent_one_after_the_tim
     second.kill()
     said, seconds = pickle.loads((tmp_path / fate).read_bytes())
     assert said.endswith("Error") and least <= seconds < most, (said, seconds)
+
+
+def timeouts_of_groups():
+    start_processes(timeout_seconds=123)
+    lbsgd.initialize(network(), config(2, stage=1))
+    groups = dist.distributed_c10d._world.pg_map
+    return [group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups]
+
+
+def test_the_group_in_which_deepspeed_reduces_has_the_timeout_of_the_first():
+    """NCCL would end a run after 10 minutes, whatever --hang_timeout."""
+    assert in_processes(2, timeouts_of_groups) == [[123, 123], [123, 123]]
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------

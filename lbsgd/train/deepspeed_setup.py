@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
 
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 from lbsgd.processes.environment import WAY_OUT, Processes
+from lbsgd.train.aggregation.phases import timeout_of
 from lbsgd.units import counted
 
 
@@ -33,6 +35,16 @@ def require_met(processes: Processes) -> None:
             f"torch.distributed has {counted(met, 'process')}, and this one's environment tells of "
             f"{processes.world_size}; {WAY_OUT}"
         )
+
+
+def share_timeout(copy: dist.ProcessGroup, device: torch.device) -> None:
+    """Give DeepSpeed's copy of the first group the timeout of that group.
+
+    torch has given it its own: 30 minutes with gloo, and with NCCL 10, after which NCCL aborts the process.
+    """
+    backend: Any = copy._get_backend(device)
+    # With TORCH_DISTRIBUTED_DEBUG=DETAIL torch wraps it.
+    getattr(backend, "wrapped_pg", backend)._set_default_timeout(timeout_of(device))
 
 
 def require_arithmetic(precision: str, accelerator: Any) -> None:

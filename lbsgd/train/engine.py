@@ -51,6 +51,7 @@ from lbsgd.train.deepspeed_setup import (
     require_met,
     require_planned_passes,
     require_real,
+    share_timeout,
 )
 from lbsgd.train.device_rules import lay_out, norm_implementation
 from lbsgd.train.loss_scale import grow_after_the_update
@@ -60,13 +61,8 @@ from lbsgd.train.zero_host import spare_the_host
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
 REFUSALS = (
-    ValueError,
-    AssertionError,
-    NotImplementedError,
-    ImportError,
-    DeepSpeedConfigError,
-    ZeRORuntimeException,
-    OSError,
+    *(ValueError, AssertionError, NotImplementedError, ImportError, OSError),
+    *(DeepSpeedConfigError, ZeRORuntimeException),
 )
 
 
@@ -198,6 +194,7 @@ def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.Deep
     except REFUSALS as error:
         raise refusal(plan, error) from error
     require_planned_passes(engine.gradient_accumulation_steps(), plan)
+    share_timeout(deepspeed.utils.groups._clone_world_group(), engine.device)
     if plan.zero_stage == 0:
         lay_out(engine.module)  # not under ZeRO, which flattens weights and would lose their layout
         # One process has nothing to aggregate. DeepSpeed would copy all gradients into one buffer and back.
