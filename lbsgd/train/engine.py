@@ -60,10 +60,8 @@ from lbsgd.train.trained import hold_to_plan
 from lbsgd.train.zero_host import spare_the_host
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
-REFUSALS = (
-    *(ValueError, AssertionError, NotImplementedError, ImportError, OSError),
-    *(DeepSpeedConfigError, ZeRORuntimeException),
-)
+PYTHONS_REFUSALS = ValueError, AssertionError, NotImplementedError, ImportError, OSError
+REFUSALS = (*PYTHONS_REFUSALS, DeepSpeedConfigError, ZeRORuntimeException)
 
 
 class LinearScalingWarmupLR(WarmupLR):
