@@ -108,6 +108,10 @@ def test_aggregation_hides_behind_the_back_propagation_but_for_its_last_bucket()
     assert one_bucket.with_overlap == one_bucket.without_overlap
     two_passes = predict(100, 2, 2, Reduction(1e9, num_buckets=10), machines, "ring")  # only the last pass hides it
     assert two_passes.with_overlap == pytest.approx(2 - BACKWARD_SHARE / 2)
+    in_both = predict(
+        100, 2, 2, Reduction(1e9, num_buckets=10, times=2), machines, "ring"
+    )  # ZeRO-2: each pass hides its own
+    assert in_both.with_overlap == pytest.approx(3 - BACKWARD_SHARE) and in_both.without_overlap == pytest.approx(3)
 
 
 @pytest.mark.parametrize("gpus", [1, 3, 8])
@@ -126,6 +130,7 @@ def test_stage_and_precision_decide_what_is_reduced():
     size = network("resnet50")
     assert reduction_of(plan("8k", 256), size) == Reduction(2 * P, 5, 2 * P, 1)
     assert reduction_of(plan("8k_fp32", 256), size) == Reduction(4 * P, 5, 0.0, 1)
+    assert reduction_of(plan("8k", 8), size) == Reduction(2 * P, 5, 2 * P, 1)  # in the last of 32 passes
     assert reduction_of(plan("8k_zero2", 8), size) == Reduction(2 * P, 5, 2 * P, 32)  # in every pass
     assert bytes_per_iteration(Reduction(100, 1, 60, 3), 4) == 3 / 4 * (2 * 100 * 3 + 60)
 
@@ -146,6 +151,7 @@ def test_plan_says_whether_deepspeed_can_overlap_and_why_not():
         ((), "yes: 5 buckets"),
         (("lbsgd.aggregation=null",), "yes: ZeRO-1"),
         (("zero_optimization.overlap_comm=false",), "overlap_comm is not true"),
+        (("zero_optimization.reduce_bucket_size=13000000",), "yes: 2 buckets"),
         (("zero_optimization.reduce_bucket_size=500000000",), "one bucket"),
     ]:
         it = plan("8k", 8, settings=settings)
@@ -178,6 +184,12 @@ def test_what_leaves_a_server_depends_on_the_phases():
 def test_the_prediction_is_of_the_algorithm_that_runs(settings, algorithm, words):
     found, reason = running(plan("8k", 256, settings=settings), gpus_per_server=8)
     assert found == algorithm and words in reason
+
+
+def test_phases_on_a_server_that_is_not_full_are_refused():
+    it = plan("8k", 8, settings=("lbsgd.aggregation.hierarchy=servers",))
+    with pytest.raises(ConfigError, match="and these have 6, 2"):
+        running(it, gpus_per_server=6)
 
 
 def test_every_preset_names_its_sources():
