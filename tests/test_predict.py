@@ -274,6 +274,17 @@ def test_each_stages_row_is_of_the_reduction_that_runs_at_that_stage():
     assert zero2.config["zero_optimization"]["stage"] == 2  # a row changes nothing
 
 
+def test_deepspeed_allocates_a_bucket_as_large_as_the_json_says():
+    """Its default of 500 million elements takes 1 GB in fp16, and twice that with overlap, also for a small network."""
+    P, size = NETWORKS["resnet18"].num_parameters, network("resnet18")
+    large = ("zero_optimization.reduce_bucket_size=500000000",)
+    assert memory(plan("8k", 8, settings=large), size, 1).buckets == 2 * (P + 500_000_000)
+    assert memory(plan("8k", 8, settings=large), size, 2).buckets == 2 * 2 * 500_000_000
+    alone = plan("8k", 1, settings=large)
+    assert memory(alone, size, 1).buckets == 0  # lbsgd takes the gradients where they lie
+    assert memory(alone, size, 2).buckets == 2 * 2 * 500_000_000
+
+
 def test_memory_follows_micro_batch_resolution_and_precision():
     whole = memory(plan("8k_fp32", 8), network("resnet50"), 0)
     assert memory(plan("8k_bf16", 8), network("resnet50"), 0).activations == whole.activations / 2
