@@ -160,9 +160,10 @@ def repair_the_interpreter():
 
     patch, call = interpreter._patch_lang_tensor, interpreter.InterpretedFunction.__call__
 
-    def patch_and_repair(tensor, scope):
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+    def patch_and_repair(tensor, *scope):  # Triton before 3.6 gives no scope
+        patch(tensor, *scope)
+        change = scope[0].set_attr if scope else setattr
+        change(tensor, "__index__", lambda self: self.handle.data.item())
 
     def call_ours_as_they_are(self, *args, **kwargs):  # the kernel that calls them has patched triton.language already
         is_ours = self.fn.__module__.startswith("lbsgd")

@@ -199,7 +199,8 @@ def test_a_class_of_somebody_elses_is_left_alone():
         ("loop", "cuda", torch.channels_last, "loop", "the JSON"),
     ],
 )
-def test_the_rule_is_by_device_and_layout_and_the_json_overrides_it(asked, device, layout, how, why):
+def test_the_rule_is_by_device_and_layout_and_the_json_overrides_it(monkeypatch, asked, device, layout, how, why):
+    monkeypatch.setattr(norm_rule, "triton_version", lambda: norm_rule.TRIED)
     assert norm_rule.implementation_for(asked, device, layout) == (how, why)
 
 
