@@ -122,6 +122,13 @@ def test_the_host_s_order_is_the_epoch_s_order():
         assert (order.dtype == np.uint32) == (asked[0] >= epoch_orders.SHARED_FROM)
 
 
+def test_another_version_of_numpy_draws_an_order_of_its_own(monkeypatch):
+    first = host_order(1 << 18, 0, 0)
+    monkeypatch.setattr(np, "__version__", "another")
+    monkeypatch.setattr(epoch_orders, "shuffle", lambda order, seed, epoch: None)
+    assert not np.array_equal(host_order(1 << 18, 0, 0), first)
+
+
 def test_orders_of_epochs_that_are_over_do_not_stay_nor_what_a_killed_process_was_writing():
     folder, never = host_files.folder(), 1 << 22  # no process of Linux has this number
     for process in (never, os.getpid()):
