@@ -148,6 +148,19 @@ def test_zero_1_takes_the_gradients_of_one_process_where_they_lie(monkeypatch, e
     assert all(torch.equal(weight, in_place.weights[name]) for name, weight in copied.weights.items())
 
 
+def test_gradients_that_wait_for_the_update_are_copied_before_another_forward():
+    """A pass of CUDA graphs writes its gradients to where those of the pass before lie."""
+    engine, _ = lbsgd.initialize(network(), aggregated(recipe(1, micro_batch=K * N)))
+    images, labels = (part.to(engine.device) for part in global_batch(0))
+    engine.backward(F.cross_entropy(engine(images), labels))
+    waiting = [gradient for group in engine.optimizer.averaged_gradients.values() for gradient in group]
+    before = [(gradient.data_ptr(), gradient.clone()) for gradient in waiting]
+    engine(images)
+    assert len(waiting) >= len(list(engine.module.parameters()))  # ZeRO also keeps its padding
+    for gradient, (place, values) in zip(waiting, before, strict=True):
+        assert gradient.data_ptr() != place and torch.equal(gradient, values)
+
+
 @pytest.mark.parametrize("stage, aggregation", [(0, None), (1, None), (2, None), (1, {}), (0, {})])
 @pytest.mark.parametrize("passes", [1, K])  # in the unfinished iteration, whose update never comes
 def test_a_restored_state_forgets_the_gradients_of_an_unfinished_iteration(stage, aggregation, passes):
