@@ -1,9 +1,11 @@
 """A written run log can be read, whatever happens to the run."""
 
 import json
+import resource
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -219,6 +221,35 @@ def test_a_rewrite_that_fails_leaves_the_old_log(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="No space left on device"):
         RunLog(tmp_path, RUN, resume_iteration=2)
     assert path.read_bytes() == before
+
+
+@contextmanager
+def disk_with_room_for(num_bytes, path):
+    """Let this process write only so many more bytes of a file, as if the disk were full then."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_was_full_for_long_lacks_no_line(tmp_path):
+    with RunLog(tmp_path, RUN) as log:
+        with disk_with_room_for(1000, log.path):  # not a multiple of a line's length
+            for t in range(200):  # 24 KiB, more than Python's buffer keeps
+                with suppress(OSError):
+                    log.iteration(iteration(t))
+        assert len(read_run(tmp_path).iterations) < 10
+        log.iteration(iteration(200))
+    assert [record["iteration"] for record in read_run(tmp_path).iterations] == [*range(201)]
+
+
+def test_a_disk_that_has_room_again_at_the_end_gets_the_last_lines(tmp_path):
+    with RunLog(tmp_path, RUN) as log:
+        with disk_with_room_for(0, log.path), pytest.raises(OSError):
+            log.iteration(iteration(0))
+    assert len(read_run(tmp_path).iterations) == 1
 
 
 def broken_line(path):

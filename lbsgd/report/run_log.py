@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from lbsgd.disk import is_there, replace_file
 from lbsgd.errors import ConfigError, DataError, DivergedError
@@ -54,6 +54,7 @@ class RunLog:
         self.path = Path(folder) / LOG_NAME
         self.epochs: list[Record] = []
         self.header = header
+        self._unwritten = b""  # lines that the disk has not taken yet, perhaps because it is full
         if resume_iteration is None and is_there(self.path):
             raise ConfigError(f"{folder} already holds a run: continue it with --resume or choose another --output_dir")
         try:
@@ -62,7 +63,7 @@ class RunLog:
             begin()
             self.path.with_name(DIVERGED).unlink(missing_ok=True)
             replace_file(self.path, lines)
-            self._file: BinaryIO = open(self.path, "ab")
+            self._file = open(self.path, "ab", buffering=0)
         except OSError as error:
             raise ConfigError(f"cannot write {self.path}: {error.strerror}") from error
 
@@ -80,7 +81,8 @@ class RunLog:
         return result
 
     def close(self) -> None:
-        self._file.close()
+        with self._file:
+            self._write_on()
 
     def __enter__(self) -> RunLog:
         return self
@@ -117,9 +119,15 @@ class RunLog:
             ) from None
 
     def _write(self, kind: str, record: Record) -> None:
-        # A whole line and a flush make one write(), so that a killed run leaves at most its last line incomplete.
-        self._file.write(_line({"kind": kind, **record}, self.header))
-        self._file.flush()
+        self._unwritten += _line({"kind": kind, **record}, self.header)
+        self._write_on()
+
+    def _write_on(self) -> None:
+        """Write what is not written yet. If the disk takes only a part, the rest stays for the next call."""
+        # Unbuffered, so that a killed run leaves at most its last line incomplete, and because Python's own buffer
+        # drops lines once it holds 8 KiB that the disk has not taken.
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
 
 @dataclass(frozen=True)
