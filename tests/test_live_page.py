@@ -1,6 +1,7 @@
 """The page that a run writes while it trains, and the warning when it stays above the baseline's curve."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -150,6 +151,16 @@ def test_an_infinite_noise_scale_is_a_gap_and_no_error(tmp_path):
     said, page = warnings_of(tmp_path, BASELINE, [50.0])
     page.measured += [{"iteration": t, "epoch": t / 4, "noise_scale": scale} for t, scale in enumerate([9.0, math.inf])]
     assert page.write(epochs([50.0])) == [] and "[9.0,null]" in (tmp_path / "index.html").read_text()
+
+
+def test_the_page_of_a_long_run_shows_some_of_its_measurements(tmp_path):
+    """Training waits for the page, and browsers load it again and again."""
+    run, all_of_them = read_run(write_log(tmp_path, BASELINE, 0, [5.0], planned=12)), range(0, 450_360, 10)
+    measured = [{"kind": "iteration", "iteration": t, "epoch": t / 40_000, "noise_scale": 9.0} for t in all_of_them]
+    page = LivePage(tmp_path, run.header)
+    page.take_up(replace(run, iterations=measured))
+    assert [record["iteration"] for record in page.measured] == [*all_of_them[::128]]
+    assert page.write(run.epochs) == [] and (tmp_path / "index.html").stat().st_size < 100_000
 
 
 def test_a_page_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from lbsgd.report.training_time import trained_for
 from lbsgd.units import duration, size
 
 SPREAD = "spread of batch-norm means over workers, of the standard deviation"
-POINTS = 300  # of a learning-rate curve
+POINTS = 300  # of a curve over iterations
 # Keys of the recipe that each data set sets for itself.
 NOT_COMPARED = ("epochs", "num_images", "seed", "purpose", "paper_error_pct")
 

@@ -12,7 +12,7 @@ from lbsgd.report.groups import find_runs, group_runs
 from lbsgd.report.match import CAUSES, SEEDS, limits
 from lbsgd.report.measure import TOP1, TRAIN_TOP1
 from lbsgd.report.run_log import LoggedRun
-from lbsgd.report.run_page import run_page
+from lbsgd.report.run_page import POINTS, run_page
 from lbsgd.units import counted
 
 Records = Sequence[dict[str, Any]]
@@ -56,14 +56,29 @@ class LivePage:
         self.folder, self.header, self.baseline = folder, header, baseline or {}
         self.warnings: list[str] = []
         self.starts: Records = ()  # earlier starts, as the log describes them; the header is this start's
-        self.measured: list[dict[str, Any]] = []  # iteration records with diagnostics
+        self.measured: list[dict[str, Any]] = []  # some hundred iteration records with diagnostics
+        self.seen, self.stride = 0, 1  # such records so far; every stride-th of them is kept
         self.cannot_write = False
 
     def take_up(self, logged: LoggedRun) -> None:
         """Take over the log's record of the run: earlier starts, measurements and warnings."""
         self.starts = [logged.header, *logged.resumes]
-        self.measured = [record for record in logged.iterations if "noise_scale" in record]
+        for record in logged.iterations:
+            self.note(record)
         self.warnings = self.compare(logged.epochs)
+
+    def note(self, record: dict[str, Any]) -> None:
+        """Keep an iteration record for the page if it has diagnostics. Of many, keep every second, then every fourth.
+
+        A run on ImageNet may have 45,000 such records, of several kB each, and training waits for the page.
+        """
+        if "noise_scale" not in record:
+            return
+        if self.seen % self.stride == 0:
+            self.measured.append(record)
+        self.seen += 1
+        if len(self.measured) == 2 * POINTS:
+            self.measured, self.stride = self.measured[::2], 2 * self.stride
 
     def write(self, epochs: Records, result: dict[str, Any] | None = None, ended: str = "") -> list[str]:
         """Write the page with these epochs. Return the lines to print, such as a new warning.

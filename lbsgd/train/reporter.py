@@ -75,10 +75,9 @@ class Reporter:
                 "warning: val_loss is not a number, because the network's outputs on some validation images are not; "
                 "these count as errors. Running statistics that are not numbers cause it, or an overflow in fp16"
             )
-        if self.page and "noise_scale" in record:
-            self.page.measured.append(record)
-        if self.page and kind == "epoch":
-            for warning in self.page.write(self.log.epochs):
+        if self.page:
+            self.page.note(record)
+            for warning in self.page.write(self.log.epochs) if kind == "epoch" else ():
                 self.progress.say(f"warning: {warning}")
         if self.engine.monitor.enabled:
             self.engine.monitor.write_events(
