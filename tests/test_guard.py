@@ -299,8 +299,7 @@ def test_a_process_that_cannot_save_in_time_ends(tmp_path):
 def test_a_process_that_does_not_move_ends_and_one_that_moves_does_not(tmp_path):
     ending = Ending(tmp_path, guarded, True, None, ALONE, 1)
     assert ending.code == 4 and ending.lines == [
-        "error: nothing has moved for 1 s since iteration 7; another process or the network does not answer "
-        "(--hang_timeout)"
+        "error: nothing has moved for 1 s since iteration 7; its device or a disk does not answer (--hang_timeout)"
     ]
     assert Ending(tmp_path, moves).code == 0
 
@@ -325,6 +324,22 @@ def moves():
             looks = clock.looks
             while clock.looks < looks + 1:
                 time.sleep(0.01)
+
+
+def is_stopped_for_a_day():
+    """Is stopped, and the guard's thread runs again before the main thread gets to the end of its pass."""
+    clock = guard_module.time = Clock()
+    with Guard(ALONE, 600) as guard:
+        guard.alive("iteration 8")
+        for seconds in (0, 86_400):
+            clock.now += seconds
+            looks = clock.looks
+            while clock.looks < looks + 6:  # it looks at most three times in a row
+                time.sleep(0.01)
+
+
+def test_a_process_that_was_stopped_by_ctrl_z_goes_on(tmp_path):
+    assert Ending(tmp_path, is_stopped_for_a_day).code == 0
 
 
 def test_a_process_that_moves_again_while_the_first_cause_is_looked_for_goes_on(monkeypatch):

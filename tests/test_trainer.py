@@ -132,6 +132,14 @@ def test_a_process_alone_is_stopped_after_the_iteration_in_which_it_was_asked(tm
         ours.train(last_iteration=8)
 
 
+def test_the_guard_knows_that_a_save_may_wait_for_the_disk(tmp_path):
+    ours = trainer(tmp_path, iterations=8)
+    told = []
+    ours.guard.alive = told.append
+    ours.train(last_iteration=1)
+    assert "the save of iteration 1" in told
+
+
 def test_recomputed_statistics_are_the_exact_ones_of_the_training_images(tmp_path):
     ours = trainer(tmp_path, statistics="recomputed", statistics_images=NUM_IMAGES)
     told = []

@@ -26,6 +26,7 @@ from lbsgd.processes.signals import StopSignals
 
 SAME_REQUEST_SECONDS = 1.0  # a launcher may pass on a signal that the terminal has also sent to this process
 SAVE_SECONDS = 25.0  # DeepSpeed's launcher kills 30 s after SIGTERM
+STOPPED_SECONDS = 5.0  # between two looks of the guard, at least, if its process was stopped meanwhile
 LAST_WORDS_SECONDS = 2.0  # the store ends with rank 0, and the others look once a second
 
 
@@ -99,18 +100,23 @@ class Guard:
 
     def watch(self) -> None:
         """Look twice a second for signals, dead launchers and expired time limits."""
+        looked = time.monotonic()
         while not self.closing.is_set():
             for number in self.signals.wait(0.5):
                 self.signalled(number)
+            now = time.monotonic()
+            if now - looked > max(STOPPED_SECONDS, self.hang_timeout / 2):
+                self.moved = now  # Ctrl-Z, Slurm or a container's pause has stopped this process, so nothing could move
             if not self.stop_requested and (reason := self.lost_launcher()):
                 self.request_stop(reason)
             if self.stop_requested:
                 self.stop(self.stop_requested)
             moved = self.moved
-            if time.monotonic() - moved > self.hang_timeout:
+            if now - moved > self.hang_timeout:
                 cause = self.first_cause()  # takes seconds, during which the main thread may move again
                 if cause or (self.moved == moved and not self.closing.is_set()):
                     self.end(cause or self.hanging())
+            looked = time.monotonic()
 
     def signalled(self, number: signal.Signals) -> None:
         now = time.monotonic()
@@ -193,7 +199,8 @@ class Guard:
         return first_cause(self.peers, self.position) if self.peers else None
 
     def hanging(self) -> LbsgdError:
+        silent = "its device or a disk" if self.processes.world_size == 1 else "another process, the network or a disk"
         return LostProcessError(
-            f"nothing has moved for {self.hang_timeout:g} s since {self.position}; another process or the network does "
-            "not answer (--hang_timeout)"
+            f"nothing has moved for {self.hang_timeout:g} s since {self.position}; {silent} does not answer "
+            "(--hang_timeout)"
         )

@@ -183,6 +183,7 @@ class Trainer:
         raise Stopped(f"{self.guard.stop_requested or 'another process was told to'}: {outcome}")
 
     def save(self, random: dict[str, torch.Tensor] | None = None) -> None:
+        self.guard.alive(f"the save of iteration {self.iteration}")  # which waits for the disk to take the last one
         self.require_numbers()
         self.saver.save(Reached(self.totals.of_all(), self.clock.epoch_seconds), random)
         self.decision = self.agreement.saved(self.decision)
