@@ -77,7 +77,8 @@ class Reporter:
             )
         if self.page:
             self.page.note(record)
-            for warning in self.page.write(self.log.epochs) if kind == "epoch" else ():
+        if self.page and kind == "epoch":
+            for warning in self.page.write(self.log.epochs):
                 self.progress.say(f"warning: {warning}")
         if self.engine.monitor.enabled:
             self.engine.monitor.write_events(
