@@ -23,8 +23,8 @@ from torch import Tensor
 
 # Triton's own test: if it holds, the kernels run in NumPy on a CPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
-# The versions whose compiled kernels `KernelLaunch` knows how to run (tests/launched). 3.2 takes other arguments.
-RUNS_COMPILED = triton.__version__.startswith(tuple(f"3.{minor}." for minor in range(3, 10))) and not INTERPRETED
+# The versions whose compiled kernels `KernelLaunch` knows how to run (tests/launched): those of torch 2.8 to 2.15.
+RUNS_COMPILED = triton.__version__.startswith(tuple(f"3.{minor}." for minor in range(4, 10))) and not INTERPRETED
 
 
 class KernelLaunch:

@@ -28,13 +28,6 @@ int cuLaunchKernelEx(const struct config *config, void *kernel, void **values, v
   return 0;
 }
 
-/* Triton before 3.4 calls this one. */
-int cuLaunchKernel(void *kernel, uint32_t grid_x, uint32_t grid_y, uint32_t grid_z, uint32_t block_x, uint32_t block_y,
-                   uint32_t block_z, uint32_t shared_bytes, void *stream, void **values, void **extra) {
-  struct config config = {{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, stream};
-  return cuLaunchKernelEx(&config, kernel, values, extra);
-}
-
 int cuPointerGetAttribute(uint64_t *found, int attribute, uint64_t address) {
   return (void)attribute, *found = address, 0;
 }
