@@ -108,9 +108,8 @@ def test_aggregation_hides_behind_the_back_propagation_but_for_its_last_bucket()
     assert one_bucket.with_overlap == one_bucket.without_overlap
     two_passes = predict(100, 2, 2, Reduction(1e9, num_buckets=10), machines, "ring")  # only the last pass hides it
     assert two_passes.with_overlap == pytest.approx(2 - BACKWARD_SHARE / 2)
-    in_both = predict(
-        100, 2, 2, Reduction(1e9, num_buckets=10, times=2), machines, "ring"
-    )  # ZeRO-2: each pass hides its own
+    each_pass = Reduction(1e9, num_buckets=10, times=2)  # as ZeRO-2 does
+    in_both = predict(100, 2, 2, each_pass, machines, "ring")  # each pass hides its own
     assert in_both.with_overlap == pytest.approx(3 - BACKWARD_SHARE) and in_both.without_overlap == pytest.approx(3)
 
 

@@ -21,7 +21,6 @@ import psutil
 
 from lbsgd.commands.flag_types import OneLineParser, natural, path
 from lbsgd.errors import LbsgdError, Stopped, print_error
-from lbsgd.experiments.launch import require_numbers, visible_gpus
 from lbsgd.processes.launcher import command_line, is_launcher
 from lbsgd.processes.ports import free_port
 
@@ -40,14 +39,12 @@ def num_processes() -> int:
 def where(processes: int) -> list[str]:
     """Return the launcher's flags that start this number of processes, on GPUs that CUDA_VISIBLE_DEVICES names.
 
-    Given only their number, DeepSpeed's launcher ignores the variable and takes the host's first GPUs.
     Raises ConfigError if the GPUs have names and not numbers.
     """
+    from lbsgd.experiments.launch import on_gpus, visible_gpus  # not above, as torch in `num_processes`
+
     gpus = visible_gpus()[:processes] if "CUDA_VISIBLE_DEVICES" in os.environ else ()
-    if len(gpus) < processes:
-        return ["--num_accelerators", str(processes)]
-    require_numbers(gpus)
-    return ["--include", f"localhost:{','.join(gpus)}"]
+    return on_gpus(gpus) if len(gpus) == processes else ["--num_accelerators", str(processes)]
 
 
 def run_name(seed: int) -> str:

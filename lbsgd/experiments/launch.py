@@ -138,20 +138,23 @@ def command(job: Job, grid: Grid, place: Path | None = None) -> list[str]:
 def launcher(gpus: tuple[str, ...]) -> list[str]:
     """Return the command that starts a recipe: Python, or for several GPUs DeepSpeed's launcher.
 
-    The launcher gets the GPUs' numbers. Given only their count, it takes the first ones and ignores
-    CUDA_VISIBLE_DEVICES. Raises ConfigError if the GPUs have names and not numbers.
+    Raises ConfigError if the GPUs have names and not numbers.
     """
     if len(gpus) < 2:
         return [sys.executable]
-    require_numbers(gpus)
     deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-    return [deepspeed, "--include", f"localhost:{','.join(gpus)}", "--master_port", str(free_port())]
+    return [deepspeed, *on_gpus(gpus), "--master_port", str(free_port())]
 
 
-def require_numbers(gpus: Sequence[str]) -> None:
-    """Raise ConfigError for a GPU that has a name, because DeepSpeed's launcher would not understand it."""
+def on_gpus(gpus: Sequence[str]) -> list[str]:
+    """Return the flags with which DeepSpeed's launcher takes these GPUs of this host.
+
+    Given only their count, it takes the first ones and ignores CUDA_VISIBLE_DEVICES. Raises ConfigError if the GPUs
+    have names and not numbers.
+    """
     if names := [gpu for gpu in gpus if not gpu.isdecimal()]:
         raise ConfigError(f"CUDA_VISIBLE_DEVICES has {names[0]}; DeepSpeed's launcher takes numbers alone")
+    return ["--include", f"localhost:{','.join(gpus)}"]
 
 
 @dataclass
