@@ -1,6 +1,7 @@
 """Atomic file writes, JSON files, file locks, the limit of open files, and standard output."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -27,10 +28,16 @@ def is_there(path: Path) -> bool:
 
 
 def to_disk(path: Path) -> None:
-    """Flush a file from the page cache to the disk, or a folder's names, for example after a rename."""
+    """Flush a file from the page cache to the disk, or a folder's names, for example after a rename.
+
+    Some file systems, such as a virtual machine's shared folder, do not flush names.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
@@ -47,8 +54,23 @@ class OutputError(Exception):
         return ConfigError(f"the output cannot be written ({reason})")
 
 
+def hold_closed_streams() -> None:
+    """Open /dev/null in the place of each standard stream that is closed; the next file opened would take it.
+
+    A C library's warnings on stderr would go into that file, which may be the log or the data. Python prints the lines
+    for a closed stderr on stdout; they go nowhere now. `sys.stdout` stays None, for `require_output`.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number: this one
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)
+
+
 def require_output() -> None:
-    """Raise ConfigError if standard output is closed, because the next file opened would take its place."""
+    """Raise ConfigError if standard output is closed: what a command says of its work would be lost."""
     if sys.stdout is None:
         raise ConfigError("standard output is closed; send it to a file, or to /dev/null")
 

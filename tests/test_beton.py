@@ -1,6 +1,8 @@
 """Data folders are read and verified without FFCV. A damaged or foreign one is refused."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -271,3 +273,14 @@ def test_reading_a_data_folder_imports_neither_torch_nor_ffcv():
     imports = "import sys, lbsgd.data.folder, lbsgd.algorithm.shuffle"
     code = f"{imports}; sys.exit(any(name in sys.modules for name in ('torch', 'ffcv')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_file_system_that_maps_no_files_is_named(tmp_path, monkeypatch):
+    path = write_beton(tmp_path / "a.beton", [0, 1])
+
+    def none(*_, **__):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr("mmap.mmap", none)
+    with pytest.raises(DataError, match="^cannot read .*No such device; its file system maps no files, so copy it"):
+        BetonFile.open(path)

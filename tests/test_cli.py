@@ -19,6 +19,8 @@ from lbsgd.commands.flag_types import OneLineParser, at_least_zero, interval, na
 from lbsgd.commands.help import kept_line
 from lbsgd.commands.main import main
 from lbsgd.commands.recipe_flags import overrides_of, parser
+from lbsgd.commands.simulate import run_simulation
+from lbsgd.commands.train import Request, run_recipe
 from lbsgd.config.checks.inspection import findings_of
 from lbsgd.config.json_file import read_json
 from lbsgd.config.plan import Plan
@@ -247,6 +249,41 @@ def test_a_closed_output_is_no_traceback(command):
     line = f"exec {sys.executable} -m lbsgd {command} {EIGHT_K} >&-"
     done = subprocess.run(["sh", "-c", line], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# A C library writes its warnings to descriptor 2, whatever file that is.
+CLOSED = """
+import os, sys
+from lbsgd.disk import hold_closed_streams
+hold_closed_streams()
+with open(sys.argv[1], "wb") as file:
+    os.write(2, b"a warning of a C library")
+    os.system("echo and of a program >&2")
+print("an error", file=sys.stderr, flush=True)
+"""
+
+
+def test_a_closed_stderr_is_not_a_file_that_is_opened_later(tmp_path):
+    line = shlex.join([sys.executable, "-c", CLOSED, str(tmp_path / "log")])
+    done = subprocess.run(["sh", "-c", f"exec {line} <&- 2>&-"], cwd=ROOT, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout, (tmp_path / "log").read_bytes()) == (0, b"", b"")
+
+
+@pytest.mark.parametrize(
+    "name, begin",
+    [
+        ("main", lambda: main(["plan"])),
+        ("train", lambda: run_recipe(parser(""), Request, lambda request: None)),
+        ("simulate", lambda: run_simulation(parser(""), lambda request: None)),
+    ],
+)
+def test_every_command_holds_the_place_of_a_closed_stderr_before_it_opens_a_file(monkeypatch, name, begin):
+    def held():
+        raise InterruptedError
+
+    monkeypatch.setattr(f"lbsgd.commands.{name}.hold_closed_streams", held)
+    with pytest.raises(InterruptedError):
+        begin()
 
 
 def test_what_is_wrong_in_every_version_of_deepspeed_is_printed(tmp_path, capsys):

@@ -1,6 +1,8 @@
 """A written run log can be read, whatever happens to the run."""
 
+import errno
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lbsgd.disk import replace_file
+from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.report.measure import TOP1
 from lbsgd.report.run_log import DIVERGED, RunLog, read_run
@@ -365,6 +367,23 @@ def test_what_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(tmp_pa
     with pytest.raises(OSError, match="No space left"):
         replace_file(tmp_path / "a", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
+
+
+def test_a_file_system_that_flushes_no_names_of_files_holds_a_run(tmp_path, monkeypatch):
+    """VirtualBox's shared folders give EINVAL."""
+    (tmp_path / "a").touch()
+
+    def fsync(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    number = errno.EINVAL
+    to_disk(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        to_disk(tmp_path / "a")
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        to_disk(tmp_path)
 
 
 def test_a_log_that_tells_no_length_is_refused(tmp_path):

@@ -295,6 +295,14 @@ def test_the_demo_refuses_what_it_chooses_itself(given):
     refused(script("tools/demo.py", *given), given[0].partition("=")[0], "--work_dir")
 
 
+def test_the_demo_in_a_clone_that_it_may_not_write_asks_for_another_folder(tmp_path):
+    (tmp_path / "file").touch()
+    demo = load_tool("demo")
+    demo.require_work_dir(tmp_path / "made" / "later")
+    with pytest.raises(ConfigError, match="file cannot be written; say with --work_dir where data/ and runs/ shall go"):
+        demo.require_work_dir(tmp_path / "file")
+
+
 @pytest.mark.parametrize(
     "visible, processes, flags",
     [

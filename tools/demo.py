@@ -20,7 +20,7 @@ from typing import NoReturn
 import psutil
 
 from lbsgd.commands.flag_types import OneLineParser, natural, path
-from lbsgd.errors import LbsgdError, Stopped, print_error
+from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
 from lbsgd.processes.launcher import command_line, is_launcher
 from lbsgd.processes.ports import free_port
 
@@ -121,6 +121,14 @@ def the_demos(_: str) -> NoReturn:
     raise ArgumentTypeError("the demo chooses it itself; --work_dir says where data/ and runs/ go")
 
 
+def require_work_dir(work_dir: Path) -> None:
+    """Raise ConfigError if data/ or runs/ cannot be made or written, as in another user's clone."""
+    for folder in (work_dir / "data", work_dir / "runs"):
+        place = next(each for each in (folder, *folder.parents) if os.path.exists(each))
+        if not (place.is_dir() and os.access(place, os.W_OK)):
+            raise ConfigError(f"{place} cannot be written; say with --work_dir where data/ and runs/ shall go")
+
+
 def main() -> int:
     flags = OneLineParser(description=__doc__, allow_abbrev=False)
     flags.add_argument("--seed", type=natural, default=0, help="of weights, shuffle and augmentation (default: 0)")
@@ -128,10 +136,11 @@ def main() -> int:
     for flag in ("--deepspeed_config", "--data_dir", "--output_dir"):
         flags.add_argument(flag, type=the_demos, help=SUPPRESS)
     arguments, recipe_flags = flags.parse_known_args()
-    import torch
-
     work_dir = arguments.work_dir.resolve() if arguments.work_dir else Path()
     os.chdir(ROOT)
+    require_work_dir(work_dir.absolute())
+    import torch
+
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without it DeepSpeed's launcher warns
     for command in commands(arguments.seed, work_dir, recipe_flags):

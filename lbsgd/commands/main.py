@@ -15,7 +15,7 @@ from lbsgd.commands import check, config, convert, plan, report, reproduce
 from lbsgd.commands.flag_types import OneLineParser
 from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.commands.reader import reader_may_leave
-from lbsgd.disk import OutputError
+from lbsgd.disk import OutputError, hold_closed_streams
 from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
 from lbsgd.units import NOT_INSTALLED, installed
 
@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     `reproduce` was stopped, and the same command goes on, 130 Ctrl-C. Errors are printed in one line. If the reader of
     the output leaves, commands that only print go on silently; `convert` and `reproduce` end with 2, and say why.
     """
+    hold_closed_streams()
     print_plain_letters_where_needed()
     try:
         try:

@@ -14,7 +14,7 @@ from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.commands.plan_lines import print_plan
 from lbsgd.commands.recipe_flags import parser
 from lbsgd.commands.train import Request
-from lbsgd.disk import OutputError, is_there, require_output, say
+from lbsgd.disk import OutputError, hold_closed_streams, is_there, require_output, say
 from lbsgd.errors import ConfigError, LbsgdError
 from lbsgd.processes.ending import end_at_a_signal, end_with_error
 from lbsgd.processes.surroundings import importing, require_surroundings
@@ -63,6 +63,7 @@ class Simulation:
 
 def run_simulation(flags: argparse.ArgumentParser, simulate: Callable[[Request], None]) -> None:
     """Run a simulating recipe. Errors end the process with the exit codes of `commands.train.run_recipe`."""
+    hold_closed_streams()
     print_plain_letters_where_needed()
     end_at_a_signal("; a simulation saves nothing: the same command with --resume starts it again")
     try:

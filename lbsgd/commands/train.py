@@ -22,7 +22,7 @@ from lbsgd.commands.trained_on import header_in, other_class, run_of
 from lbsgd.config.plan import Plan
 from lbsgd.data.folder import ValData, data_folder, open_data, open_val
 from lbsgd.data.host_files import keep_torchs_code
-from lbsgd.disk import require_output
+from lbsgd.disk import hold_closed_streams, require_output
 from lbsgd.errors import ConfigError, DataError, LbsgdError
 from lbsgd.processes.ending import (
     before_joining,
@@ -62,6 +62,7 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
     request_of    resolves the flags
     task_of       makes the task from the request, before anything heavy is imported
     """
+    hold_closed_streams()
     print_plain_letters_where_needed()
     # If another process is gone, PyTorch's C++ code prints stack traces, which would bury the line that says so.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

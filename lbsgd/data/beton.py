@@ -6,6 +6,7 @@ The tables are mapped, so that all processes of a host share one copy of them.
 
 from __future__ import annotations
 
+import errno
 import os
 import zlib
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ class BetonFile:
             layout = read_layout(path)
             return _mapped(layout, survey(layout))
         except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}") from error
+            way_out = "; its file system maps no files, so copy it to another" if error.errno == errno.ENODEV else ""
+            raise DataError(f"cannot read {path}: {error.strerror}{way_out}") from error
 
 
 def _mapped(layout: Layout, found: Survey) -> BetonFile:
