@@ -380,6 +380,17 @@ def test_a_grid_goes_on_from_its_published_runs_with_their_code(tmp_path, reposi
         open_checkout(tmp_path / "anew", results, repository)
 
 
+@pytest.mark.parametrize("published", [False, True])
+def test_a_clone_of_another_user_is_told_from_one_that_lacks_a_commit(tmp_path, repository, published, monkeypatch):
+    """git trusts no repository of another user, and its reason stands above two lines of advice."""
+    if published:
+        open_checkout(tmp_path / "grid", tmp_path / "results", repository)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    told = r"git rev-parse failed in .*repository \(fatal: detected dubious ownership .*; .* git clone of your own$"
+    with pytest.raises(ConfigError, match=told):
+        open_checkout(tmp_path / "anew", tmp_path / "results", repository)
+
+
 @pytest.mark.parametrize("blocked", ["results/digits", "results/digits/grid.json.tmp"])
 def test_a_place_for_results_that_cannot_be_written_notes_no_commit(tmp_path, repository, blocked):
     """Otherwise the grid of that folder would be refused from then on next to results of another commit."""

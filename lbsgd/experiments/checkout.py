@@ -66,7 +66,8 @@ def open_checkout(grid_folder: Path, published: Path | None = None, root: Path =
             f"{grid_folder} runs commit {here}, but the runs in {published} are of commit {there}; "
             "the rows of a table must not differ in code; give one of them another place with --work_dir or --results"
         )
-    checkout = Checkout(folder, commits[0] if commits else git(root, "rev-parse", "HEAD"))
+    head = git(root, "rev-parse", "HEAD")  # first, because it tells why git refuses a repository
+    checkout = Checkout(folder, commits[0] if commits else head)
     # The results come first: if they cannot be written, the grid must not note a commit that they lack.
     places = [place for place in (published, grid_folder) if place]
     for place in places:
@@ -164,6 +165,11 @@ def last_line(done: subprocess.CompletedProcess[str]) -> str:
     return (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
 
 
+def reason(done: subprocess.CompletedProcess[str]) -> str:
+    """Return git's reason for a failure, which hints may follow, such as that another user's clone is not trusted."""
+    return next((line for line in done.stderr.splitlines() if line.startswith("fatal: ")), last_line(done))
+
+
 def unsaved_changes() -> str:
     """Return the code files that differ from HEAD. A new checkout does not have these changes."""
     return git(ROOT, "status", "--porcelain", "--", *CODE)
@@ -171,13 +177,13 @@ def unsaved_changes() -> str:
 
 def git(folder: Path, *arguments: str) -> str:
     """Return the output of a git command. Raises ConfigError with git's own words if it fails."""
+    command, english = ["git", "-C", str(folder), *arguments], {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=english, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise ConfigError("reproduce: git is not installed; a grid runs from a git worktree of its commit") from None
     if done.returncode:
         raise ConfigError(
-            f"reproduce: git {arguments[0]} failed in {folder} ({last_line(done)}); run it from a git clone of "
-            "the repository"
+            f"reproduce: git {arguments[0]} failed in {folder} ({reason(done)}); run it from a git clone of your own"
         )
     return done.stdout.strip()
