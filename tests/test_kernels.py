@@ -377,6 +377,15 @@ def test_hosts_with_other_kernels_are_told_apart(tmp_path, change, differs):
     assert [name for name, fact in code_of(tmp_path).items() if fact != before[name]] == [differs]
 
 
+def test_a_file_that_an_editor_has_open_is_no_other_code(tmp_path):
+    """Emacs locks it by a link to nowhere, and a Mac leaves its own files on a share."""
+    (tmp_path / "plan.py").touch()
+    before = code_of(tmp_path)
+    (tmp_path / ".#plan.py").symlink_to("me@here.1234:1")
+    (tmp_path / "._plan.py").write_text("\0")
+    assert code_of(tmp_path) == before
+
+
 def test_kernels_of_another_version_are_one_line(tmp_path):
     (tmp_path / "old.c").write_text("long lbsgd_decode_crop(void) { return 0; }")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "_kernels.so", tmp_path / "old.c"], check=True)

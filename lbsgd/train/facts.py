@@ -72,9 +72,11 @@ def unused_gpu(driver: Path = Path("/proc/driver/nvidia/version"), devices: Path
 def code_of(package: Path) -> dict[str, str]:
     """Return the digest of the sources, and whether the C sources are compiled.
 
-    The pixels of the compiled kernels and of their substitutes differ a little.
+    The pixels of the compiled kernels and of their substitutes differ a little. Hidden files are no sources: an editor
+    may have locked one, as Emacs does by a link `.#plan.py` to nowhere.
     """
-    sources = sorted(path for kind in ("py", "c", "h") for path in package.rglob(f"*.{kind}"))
+    found = sorted(path for kind in ("py", "c", "h") for path in package.rglob(f"*.{kind}"))
+    sources = [path for path in found if not path.name.startswith(".")]
     return {
         "code of lbsgd": digest(*(path.read_bytes() for path in sources)),
         "compiled kernels of lbsgd": str(any(package.rglob(LIBRARY))),
