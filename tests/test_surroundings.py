@@ -62,6 +62,16 @@ def test_a_network_interface_that_gloo_does_not_find_is_named(monkeypatch):
         require_devices("cpu")
 
 
+def test_a_sandbox_whose_lo_is_down_is_told_how_to_bring_it_up(monkeypatch):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr("psutil.net_if_addrs", lambda: {"lo": [SimpleNamespace(family=socket.AF_PACKET)]})
+    require_devices("cuda")
+    with pytest.raises(
+        ConfigError, match=r"^no network interface of this host has an address, not even lo, .*set lo up"
+    ):
+        require_devices("cpu")
+
+
 def test_deepspeed_told_of_a_gpu_that_torch_does_not_find_is_one_line(monkeypatch):
     monkeypatch.setenv("DS_ACCELERATOR", "cuda")
     require_devices("cuda")

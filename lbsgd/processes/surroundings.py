@@ -73,6 +73,11 @@ def require_devices(kind: str) -> None:
         for name, addresses in psutil.net_if_addrs().items()
         if any(each.family in (socket.AF_INET, socket.AF_INET6) for each in addresses)
     }
+    if not there:  # a sandbox without any network
+        raise ConfigError(
+            "no network interface of this host has an address, not even lo, and processes communicate through one; "
+            "bring it up (ip link set lo up)"
+        )
     for name in filter(None, wanted.split(",")):
         if name not in there:
             raise ConfigError(
