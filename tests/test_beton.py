@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -284,3 +285,15 @@ def test_a_file_system_that_maps_no_files_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("mmap.mmap", none)
     with pytest.raises(DataError, match="^cannot read .*No such device; its file system maps no files, so copy it"):
         BetonFile.open(path)
+
+
+def test_a_command_in_an_error_can_be_pasted_whatever_the_folder_is_called(tmp_path):
+    folder = tmp_path / "my 'data'"
+    with pytest.raises(DataError, match="make the folder with: ") as none:
+        open_data(folder)
+    (folder / "train").mkdir(parents=True)
+    with pytest.raises(DataError, match="into another folder, and give that: ") as images:
+        open_data(folder)
+    for error, last in ((none, folder), (images, f"{folder}_ffcv")):
+        command = str(error.value).partition(": ")[2].partition(", or name another")[0].rpartition(": ")[2]
+        assert shlex.split(command)[-2:] == ["--data_dir", str(last)]

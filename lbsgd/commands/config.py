@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from lbsgd.algorithm.published import COCO_IMAGES, EPOCHS, IMAGENET_IMAGES
@@ -88,7 +89,7 @@ def for_lbsgd(given: argparse.Namespace) -> int:
     print_beside(f"warning: {finding}" for finding in findings_of(config) if finding.severity == "warning")
     if given.output:
         write_beside(given.output, config)
-        print(f"{given.output}: see what it means with `lbsgd plan {given.output} --gpus N`")
+        print(f"{given.output}: see what it means with `lbsgd plan {quote(str(given.output))} --gpus N`")
     else:
         print(format_json(config))
     return 0

@@ -28,7 +28,7 @@ from lbsgd.convert.left_out import OTHER_SOURCE
 from lbsgd.convert.shards import Shards, find_shards, images_of_shards, is_shard, shards_beside
 from lbsgd.convert.source_images import SPLITS, Images, Source
 from lbsgd.convert.tar_layout import splits_in
-from lbsgd.data.beton_format import CONVERT
+from lbsgd.data.beton_format import converting_into
 from lbsgd.errors import DataError
 from lbsgd.units import shortened
 
@@ -211,13 +211,13 @@ def _labels_for(images: Path, folders: list[Path], annotated: Labels, data_dir: 
         f"{images} holds validation images without labels: neither {DEVKITS[0]} nor {KAGGLE_LABELS} found in "
         f"{folders[0]}; "
         + (f"unpack {zips[0]} there" if zips else "put one of them there")
-        + f" and run: {CONVERT.format(data_dir)}"
+        + f" and run: {converting_into(data_dir)}"
     )
 
 
 def _nothing_found(path: Path, missing: list[str], data_dir: Path) -> DataError:
     if not path.exists():
-        return DataError(f"{path}: does not exist; name your copy of ImageNet with: {CONVERT.format(data_dir)}")
+        return DataError(f"{path}: does not exist; name your copy of ImageNet with: {converting_into(data_dir)}")
     zips = sorted(entry.name for entry in path.glob("*.zip")) if path.is_dir() else []
     kind = {"train/": "no training images", "val/": "no validation images"}
     what = kind[missing[0].split()[0]] if len(missing) == 1 else "no images"
@@ -226,5 +226,5 @@ def _nothing_found(path: Path, missing: list[str], data_dir: Path) -> DataError:
         f"there, or ImageNet's archives or Kaggle's folders; "
         + (f"unpack {shortened(zips)}, or " if zips else "")
         + ("move some images of each class from train/ to val/, or " if what == kind["val/"] else "")
-        + f"name the source with: {CONVERT.format(data_dir)}"
+        + f"name the source with: {converting_into(data_dir)}"
     )

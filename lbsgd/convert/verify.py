@@ -35,7 +35,7 @@ from lbsgd.convert.source_images import SPLITS, ImageReader, Images, Source, blo
 from lbsgd.convert.sources import find_source
 from lbsgd.convert.work_folder import NOTHING_KEPT
 from lbsgd.data.beton import BetonFile
-from lbsgd.data.beton_format import CONVERT, JPEG
+from lbsgd.data.beton_format import JPEG, converting_into
 from lbsgd.data.folder import ImageNetData, Manifest, Split, open_data
 from lbsgd.data.pil_image import ImageError
 from lbsgd.data.process_lock import process_lock
@@ -135,7 +135,7 @@ def _settings(manifest: Manifest, data_dir: Path) -> Settings:
     except (TypeError, ConfigError) as error:
         raise DataError(
             f"{data_dir / 'manifest.json'} has settings that this version does not know ({error}); verify the folder "
-            f"without --source, or make it again with: {CONVERT.format(data_dir)} --overwrite"
+            f"without --source, or make it again with: {converting_into(data_dir)} --overwrite"
         ) from error
 
 
@@ -187,7 +187,7 @@ def _check_images(beton: BetonFile, origin: Origin | None, num_processes: int) -
                 index, reason = wrong
                 raise DataError(
                     f"{beton.path}: image {index} (label {beton.labels[index]}) {reason}; copy the file "
-                    f"again, or make it again with: {CONVERT.format(beton.path.parent)} --overwrite"
+                    f"again, or make it again with: {converting_into(beton.path.parent)} --overwrite"
                 )
             meter.advance(images_read, int(sizes[meter.done : meter.done + images_read].sum()))
     return meter

@@ -9,6 +9,8 @@ neither. Files of FFCV's own writer have no checksums.
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +33,19 @@ MAGIC = b"lbsgd-1"
 CHECKSUM = np.dtype("<u4")
 JPEG, RAW = 0, 1  # modes of an image: the bytes of a JPEG, or its RGB pixels, row by row
 
-CONVERT = "lbsgd convert --source IMAGENET --data_dir {}"
-
 
 def metadata_record(types: list[int]) -> np.dtype:
     """Return the metadata table's record. FFCV builds it by the same rule, so NumPy aligns the columns equally."""
     return np.dtype([("", IMAGE if type_id == IMAGE_FIELD else LABEL) for type_id in types], align=True)
 
 
+def converting_into(folder: str | os.PathLike) -> str:
+    """Return the command that makes a data folder, as a shell takes it."""
+    return f"lbsgd convert --source IMAGENET --data_dir {shlex.quote(os.fspath(folder))}"
+
+
 def damaged(path: Path, reason: str) -> DataError:
     """Return the error for a file with damaged tables."""
     return DataError(
-        f"{path} is damaged: {reason}; copy it again, or make it again with: {CONVERT.format(path.parent)}"
+        f"{path} is damaged: {reason}; copy it again, or make it again with: {converting_into(path.parent)}"
     )

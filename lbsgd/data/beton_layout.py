@@ -14,7 +14,6 @@ import numpy as np
 from lbsgd.data.beton_format import (
     ALLOCATION,
     CHECKSUM,
-    CONVERT,
     FIELD,
     FORMAT_VERSION,
     HEADER,
@@ -22,6 +21,7 @@ from lbsgd.data.beton_format import (
     INT_FIELD,
     MAGIC,
     NOTE,
+    converting_into,
     damaged,
     metadata_record,
 )
@@ -106,7 +106,7 @@ def read_layout(path: Path) -> Layout:
 
 def _read_header(path: Path, num_bytes: int) -> np.void:
     if num_bytes == 0:
-        raise DataError(f"{path} is empty; make it again with: {CONVERT.format(path.parent)}")
+        raise DataError(f"{path} is empty; make it again with: {converting_into(path.parent)}")
     header = np.fromfile(path, HEADER, 1)
     if len(header) == 0 or header[0]["version"] != FORMAT_VERSION:
         raise DataError(f"{path} is not an FFCV file of format version {FORMAT_VERSION}")
@@ -126,7 +126,7 @@ def _require_size(path: Path, header: np.void, types: list[int], num_bytes: int)
         raise DataError(
             f"{path} is truncated or damaged: it has {num_bytes:,} bytes and should have {expected:,}"
             f"{_cut_off(path, int(header['num_images']), types, num_bytes)}; "
-            f"copy it again, or make it again with: {CONVERT.format(path.parent)}"
+            f"copy it again, or make it again with: {converting_into(path.parent)}"
         )
 
 

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
 from lbsgd.data.beton import BetonFile
-from lbsgd.data.beton_format import CONVERT
+from lbsgd.data.beton_format import converting_into
 from lbsgd.disk import is_there, read_note, replace_file, to_disk
 from lbsgd.errors import DataError
 
@@ -117,7 +118,7 @@ class Manifest:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path} cannot be read as a manifest ({error}); "
-                f"make the folder again with: {CONVERT.format(path.parent)} --overwrite"
+                f"make the folder again with: {converting_into(path.parent)} --overwrite"
             ) from error
 
 
@@ -176,12 +177,12 @@ def _open(folder: Path, names: Sequence[str]) -> tuple[list[BetonFile], Manifest
     if missing and any(os.path.exists(folder / source) for source in SOURCES):
         raise DataError(
             f"{folder} holds images that are not converted yet; convert them into another folder, and give that: "
-            f"lbsgd convert --source {folder} --data_dir {os.path.abspath(folder)}_ffcv"
+            f"lbsgd convert --source {quote(str(folder))} --data_dir {quote(os.path.abspath(folder) + '_ffcv')}"
         )
     if missing:
         raise DataError(
             f"no data in {folder}: {' and '.join(missing)} not found; make the folder with: "
-            f"{CONVERT.format(folder)}, or name another with --data_dir or IMAGENET_FFCV_DIR"
+            f"{converting_into(folder)}, or name another with --data_dir or IMAGENET_FFCV_DIR"
         )
     files, manifest = [BetonFile.open(folder / name) for name in names], None
     interrupted = os.path.exists(folder / UNPUBLISHED)  # before manifest.json, because it is moved there
@@ -191,7 +192,7 @@ def _open(folder: Path, names: Sequence[str]) -> tuple[list[BetonFile], Manifest
     elif interrupted:
         raise DataError(
             f"{folder} is not complete: a conversion is giving its files their names, or was interrupted while it did; "
-            f"run its command again: {CONVERT.format(folder)}"
+            f"run its command again: {converting_into(folder)}"
         )
     num_classes = len(manifest.classes) if manifest and manifest.classes else _classes_by_labels(files[0])
     for beton in files:
@@ -213,7 +214,7 @@ def _check_manifest(manifest: Manifest, files: Sequence[BetonFile]) -> None:
             raise DataError(
                 f"{beton.path}: image {index} has label {beton.labels[index]}, and manifest.json beside it says "
                 "another; copy both from one folder, or make them again with: "
-                f"{CONVERT.format(beton.path.parent)} --overwrite"
+                f"{converting_into(beton.path.parent)} --overwrite"
             )
         raise DataError(
             f"{beton.path} is not the file that manifest.json beside it was written for: it has "
@@ -232,7 +233,7 @@ def _classes_by_labels(beton: BetonFile) -> int:
     if highest >= max(MOST_CLASSES, beton.num_images):
         raise DataError(
             f"{beton.path}: its highest label is {highest}, and no manifest.json beside it names as many classes; "
-            f"copy the file again, or make it again with: {CONVERT.format(beton.path.parent)} --overwrite"
+            f"copy the file again, or make it again with: {converting_into(beton.path.parent)} --overwrite"
         )
     return highest + 1
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from lbsgd.disk import locked, read_note, replace_file
 from lbsgd.errors import ConfigError
@@ -147,7 +148,7 @@ def require_untouched(checkout: Checkout) -> None:
         )
         raise ConfigError(
             f"{checkout.folder}: {what}, but the grid's runs are of commit {checkout.commit[:10]}, and the rows of a "
-            f"table must not differ in code; restore it with `git -C {checkout.folder} checkout -f "
+            f"table must not differ in code; restore it with `git -C {quote(str(checkout.folder))} checkout -f "
             f"{checkout.commit[:10]}`, or begin another grid with --work_dir"
         )
 

@@ -221,5 +221,5 @@ def prepare(request: Request, checkout: Checkout) -> None:
     if not (folder / request.data.complete).exists():
         raise DataError(
             f"{folder} holds no converted data; make it with "
-            f"`python tools/convert_imagenet_to_ffcv.py --source YOUR_COPY --data_dir {folder}`"
+            f"`python tools/convert_imagenet_to_ffcv.py --source YOUR_COPY --data_dir {shlex.quote(str(folder))}`"
         )

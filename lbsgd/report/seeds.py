@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from shlex import quote
 from typing import Any
 
 from lbsgd.errors import DataError
@@ -50,7 +51,7 @@ def require_one_code(runs: Sequence[LoggedRun]) -> None:
             first, second, *_ = codes.values()
             raise DataError(
                 f"{first.path} and {second.path} were run by different {what}, and the runs of a row must not differ "
-                f"in that; report them apart, such as `lbsgd report {first.path.parent}`, {instead}"
+                f"in that; report them apart, such as `lbsgd report {quote(str(first.path.parent))}`, {instead}"
             )
 
 
