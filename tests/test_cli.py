@@ -18,6 +18,7 @@ from tool_modules import load_tool
 from lbsgd.commands.flag_types import OneLineParser, at_least_zero, interval, natural, positive, quantity
 from lbsgd.commands.help import kept_line
 from lbsgd.commands.main import main
+from lbsgd.commands.reader import reader_may_leave
 from lbsgd.commands.recipe_flags import overrides_of, parser
 from lbsgd.commands.simulate import run_simulation
 from lbsgd.commands.train import Request, run_recipe
@@ -192,6 +193,14 @@ def test_a_full_disk_behind_the_output_is_one_line(arguments, buffered):
     with open("/dev/full", "w") as full:
         done = printing_into(full, arguments, buffered)
     assert (done.returncode, done.stderr) == (2, "error: the output cannot be written (No space left on device)\n")
+
+
+def test_output_that_could_not_be_written_is_not_written_again(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(OSError, match="No space left"), reader_may_leave():
+            print("lost")
+        os.write(full.fileno(), b"goes nowhere")  # Python 3.14 prints an error of the stream that it frees
 
 
 @pytest.mark.parametrize(

@@ -40,13 +40,18 @@ def reader_may_leave() -> Iterator[None]:
 
 
 class _Pipe(io.FileIO):
-    """A file that discards what is written once its reader has left."""
+    """A file that discards what is written once its reader has left, or once writing has failed.
+
+    After a failure Python writes the same again when it frees the stream, and 3.14 would print that failure, too.
+    """
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except OSError as error:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
+            if not isinstance(error, BrokenPipeError):
+                raise
             return super().write(data)
