@@ -458,11 +458,13 @@ def test_draws_are_of_seed_epoch_and_image():
 
 
 RUN_WITH_WORKERS = """
-import subprocess, time
+import multiprocessing, subprocess, time
 import psutil
 from multiprocessing.process import BaseProcess as Process
 from torch.utils.data import Dataset
 from lbsgd.data.coco_images import loaded
+
+multiprocessing.set_start_method("forkserver")  # Python's own choice since 3.14
 
 class Slow(Dataset):
     def __getitem__(self, number):

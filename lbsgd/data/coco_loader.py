@@ -42,6 +42,7 @@ def loaded(
         data,
         batch_sampler=[list(map(int, batch)) for batch in batches],
         num_workers=loader_workers,
+        multiprocessing_context="fork" if loader_workers else None,  # Python 3.14 would import everything per worker
         collate_fn=in_shared_memory,
         pin_memory=torch.device(device).type == "cuda",
         worker_init_fn=as_loader_worker,
