@@ -105,6 +105,23 @@ def test_torch_keeps_its_code_in_this_user_s_folder_or_a_run_that_compiles_is_re
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == f"{host_files.folder()}/torchinductor"
 
 
+@pytest.mark.parametrize("home", ["file", "home", "~", "absent/user"])
+def test_triton_keeps_its_code_where_it_can_be_written(monkeypatch, tmp_path, home):
+    """In a container the home folder is often /, which the user may not write. Triton would end with its error."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", home if home == "~" else str(tmp_path / home))
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "file")
+    for name in host_files.TRITONS_CODE:
+        monkeypatch.delenv(name, raising=False)
+    usable = home in ("home", "absent/user")  # Triton makes the folders that are missing
+    host_files.keep_tritons_code()
+    assert os.environ.pop("TRITON_CACHE_DIR", None) == (None if usable else f"{host_files.folder()}/triton")
+    monkeypatch.setenv("TRITON_HOME", "mine")
+    host_files.keep_tritons_code()
+    assert "TRITON_CACHE_DIR" not in os.environ
+
+
 def test_a_full_disk_costs_memory_and_ends_nothing(monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -1,6 +1,7 @@
 """Variables and folders that a library would refuse with a traceback are refused in one line that names them."""
 
 import gc
+import getpass
 import os
 import socket
 import sys
@@ -27,6 +28,23 @@ def test_an_accelerator_that_deepspeed_does_not_have_is_named(monkeypatch):
         monkeypatch.setenv("DS_ACCELERATOR", value)
         with pytest.raises(ConfigError, match=f"^DS_ACCELERATOR is '{value}', neither cuda nor cpu; unset or correct"):
             require_surroundings()
+
+
+@pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 54321"), OSError("No username set")])
+def test_a_user_without_a_name_gets_one_because_torch_asks_for_it(monkeypatch, error):
+    """Python before 3.13 raises KeyError."""
+
+    def unknown(uid):
+        raise error
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):  # in the order of getpass
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(type(error)):
+        getpass.getuser()
+    monkeypatch.setenv("USER", "")  # so that the variable is removed after the test
+    require_surroundings()
+    assert getpass.getuser() == f"user{os.getuid()}"
 
 
 @pytest.mark.parametrize(

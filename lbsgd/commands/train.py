@@ -21,7 +21,7 @@ from lbsgd.commands.recipe_flags import overrides_of, parser
 from lbsgd.commands.trained_on import header_in, other_class, run_of
 from lbsgd.config.plan import Plan
 from lbsgd.data.folder import ValData, data_folder, open_data, open_val
-from lbsgd.data.host_files import keep_torchs_code
+from lbsgd.data.host_files import keep_torchs_code, keep_tritons_code
 from lbsgd.disk import hold_closed_streams, require_output
 from lbsgd.errors import ConfigError, DataError, LbsgdError
 from lbsgd.processes.ending import (
@@ -77,6 +77,7 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
         require_surroundings()
         request = request_of(flags.parse_args())
         keep_torchs_code(request.flags.compile)
+        keep_tritons_code()
         task = task_of(request)
         if request.processes.is_rank_0:
             with found_by_rank_0():

@@ -28,6 +28,7 @@ MAGIC = b"lbsgd-h1"
 # in processes that have mapped it.
 KEPT = {"order": 2, "tables": 64, "sizes": 4, "code": 64}
 TORCHS_CODE = "TORCHINDUCTOR_CACHE_DIR"  # the variable that says where torch.compile keeps its code
+TRITONS_CODE = ("TRITON_CACHE_DIR", "TRITON_HOME")  # the same for Triton, whose own place is below the home folder
 
 
 def key_of(*parts: object) -> str:
@@ -62,6 +63,18 @@ def keep_torchs_code(compiles: bool) -> None:
             f"--compile: {tempfile.gettempdir()}/lbsgd-{os.getuid()} is not a folder of this user alone, and code from "
             f"it cannot be trusted; remove it, or set TMPDIR or {TORCHS_CODE} to a folder of your own"
         )
+
+
+def keep_tritons_code() -> None:
+    """Let Triton keep its kernels in this user's folder if the home folder cannot be written.
+
+    So it is in a container (`docker run --user 1000` sets HOME=/), and Triton would end with a PermissionError.
+    """
+    home = Path(os.path.expanduser("~/.triton/cache"))
+    there = next(each for each in (home, *home.parents) if os.path.exists(each))
+    usable = home.is_absolute() and os.access(there, os.W_OK)  # not absolute: nothing tells where the home folder is
+    if not usable and not any(name in os.environ for name in TRITONS_CODE) and (place := folder()):
+        os.environ[TRITONS_CODE[0]] = str(place / "triton")
 
 
 def shared(kind: str, key: str, make: Callable[[], bytes | np.ndarray]) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""Refuse environment variables and folders that would end a library in a traceback."""
+"""Refuse or mend environment variables and folders that would end a library in a traceback."""
 
 from __future__ import annotations
 
 import gc
+import getpass
 import os
 import socket
 import tempfile
@@ -19,9 +20,21 @@ ACCELERATORS = ("cuda", "cpu")
 def require_surroundings() -> None:
     """Raise ConfigError, before PyTorch is imported, for an environment in which no recipe can start."""
     require_temporary_folder()
+    name_user()
     accelerator = os.environ.get("DS_ACCELERATOR")
     if accelerator not in (None, *ACCELERATORS):
         raise ConfigError(f"DS_ACCELERATOR is {accelerator!r}, neither cuda nor cpu; unset or correct it")
+
+
+def name_user() -> None:
+    """Give a user whom the system has no name for one, as in a container (`docker run --user 1000`).
+
+    torch asks for the name when it compiles, and would end with a KeyError.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"user{os.getuid()}"
 
 
 @contextmanager
