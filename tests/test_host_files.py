@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from multiprocessing import forkserver
+from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -103,6 +104,15 @@ def test_torch_keeps_its_code_in_this_user_s_folder_or_a_run_that_compiles_is_re
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     host_files.keep_torchs_code(compiles=True)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == f"{host_files.folder()}/torchinductor"
+
+
+def test_torch_compiles_into_no_folder_from_which_no_code_may_be_run(monkeypatch):
+    """A server may mount /tmp noexec, and torch would end with the loader's error."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC | os.ST_NODEV))
+    with pytest.raises(ConfigError, match="^--compile: .*/lbsgd-.* mounted noexec, .*; set TMPDIR or TORCHINDUCTOR_CA"):
+        host_files.keep_torchs_code(compiles=True)
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 
 
 @pytest.mark.parametrize("home", ["file", "home", "~", "absent/user"])

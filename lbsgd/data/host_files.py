@@ -52,11 +52,16 @@ def keep_torchs_code(compiles: bool) -> None:
     """Let torch.compile keep its code in this user's folder. Call this before torchvision is imported.
 
     torch's own place is TMPDIR/torchinductor_NAME. Anybody may have made that folder, and torch unpickles its files.
-    Raises ConfigError if the run compiles and this user's folder cannot be used.
+    Raises ConfigError if the run compiles and this user's folder cannot be used, or if no code may be run from there.
     """
     if TORCHS_CODE in os.environ:
         return
     if place := folder():
+        if compiles and os.statvfs(place).f_flag & os.ST_NOEXEC:
+            raise ConfigError(
+                f"--compile: {place} lies on a file system that is mounted noexec, from which no code may be run; set "
+                f"TMPDIR or {TORCHS_CODE} to a folder of your own elsewhere"
+            )
         os.environ[TORCHS_CODE] = str(place / "torchinductor")
     elif compiles:
         raise ConfigError(
