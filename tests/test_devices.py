@@ -7,6 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
+from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 import lbsgd.train.session as session
 from lbsgd.commands import train as command
@@ -14,10 +17,14 @@ from lbsgd.commands.recipe_flags import parser
 from lbsgd.config.generate import generate
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
-from lbsgd.errors import DataError
+from lbsgd.errors import ConfigError, DataError
+from lbsgd.processes.environment import Processes
 from lbsgd.processes.stopwatch import Stopwatch
+from lbsgd.train.deepspeed_setup import require_device
 from lbsgd.train.device_rules import emulated_bf16
-from lbsgd.train.facts import unused_gpu
+from lbsgd.train.facts import accelerator_kind, unused_gpu
+from lbsgd.train.graphs import graph_blocks
+from lbsgd.train.header import of_the_device
 
 ROOT = Path(__file__).parent.parent
 OPEN_550 = (
@@ -30,7 +37,7 @@ TOO_OLD = "with driver 550.54.15, but torch 2.11.0 needs driver 580 or newer, so
 @pytest.fixture
 def why(tmp_path, monkeypatch):
     """A function of the driver's own words and of torch's CUDA, on a host with a GPU."""
-    monkeypatch.setattr("lbsgd.train.facts.accelerator_kind", lambda: "cpu")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(torch, "__version__", "2.11.0")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "nvidia0").touch()
@@ -65,7 +72,7 @@ def test_a_gpu_that_is_hidden_or_used_or_that_no_container_was_given_is_not_told
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # DeepSpeed's launcher sets it
     assert TOO_OLD in why()
     with monkeypatch.context() as patch:
-        patch.setattr("lbsgd.train.facts.accelerator_kind", lambda: "cuda")
+        patch.setattr(torch.accelerator, "is_available", lambda: True)
         assert why() == ""
     (tmp_path / "nvidia0").rename(tmp_path / "nvidiactl")
     assert why() == ""
@@ -84,6 +91,27 @@ def test_a_run_warns_once_the_processes_have_met(rank, told, monkeypatch, capsys
         run = SimpleNamespace(deterministic=False)
         session.train(run, SimpleNamespace(is_rank_0=rank == 0), [], 60, {}, Stopwatch([]))
     assert capsys.readouterr().out == told
+
+
+def test_a_run_that_is_to_compute_on_the_cpu_takes_a_host_s_gpus_for_nothing(why, monkeypatch):
+    """As DeepSpeed does; else hosts with and without the variable would wait for each other in other backends."""
+    for name, here in (("is_available", True), ("current_accelerator", torch.device("cuda"))):
+        monkeypatch.setattr(torch.accelerator, name, lambda here=here: here)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "H100")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert accelerator_kind() == get_accelerator().device_name() == "cpu"
+    assert [of_the_device(torch.device(kind))["device"] for kind in ("cpu", "cuda")] == ["cpu", "H100"]
+    second = Processes(rank=1, world_size=2, local_rank=1, local_world_size=2)
+    require_device(second, get_accelerator().device_name())
+    with pytest.raises(ConfigError, match="--cuda_graphs: no GPU computes here"):  # the graphs would be empty
+        graph_blocks(nn.Sequential(BasicBlock(4, 4)), 1)
+    assert why() == ""  # torch can use the GPU
+    monkeypatch.delenv("DS_ACCELERATOR")
+    assert accelerator_kind() == "cuda"
+    with pytest.raises(ConfigError, match="local rank 1 finds 1 GPUs"):
+        require_device(second, "cuda")
 
 
 # --- bf16 -------------------------------------------------------------------------------------------------------------

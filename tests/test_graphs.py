@@ -574,7 +574,7 @@ def test_gradients_arrive_block_by_block(ours):
 
 
 def test_what_cannot_be_recorded_is_refused_in_one_line(monkeypatch):
-    with pytest.raises(ConfigError, match="--cuda_graphs: there is no GPU here"):
+    with pytest.raises(ConfigError, match="--cuda_graphs: no GPU computes here"):
         graph_blocks(network(), 1)
     with pytest.raises(ConfigError, match="no residual blocks"):
         graph_blocks(oracle.network(), 1, CallsAgain())
@@ -628,6 +628,6 @@ def test_without_a_gpu_the_flag_ends_a_run_with_one_line_and_beside_compile_it_i
     json, cifar10 = config(tmp_path, iterations=4), str(ROOT / "recipes/cifar10.py")
     with Command(json, tmp_path / "run", "--cuda_graphs", world_size=1, recipe=cifar10) as run:
         assert run.exit_codes() == [ConfigError.exit_code]
-        assert run.errors == ["error: --cuda_graphs: there is no GPU here; leave the flag out"]
+        assert run.errors == ["error: --cuda_graphs: no GPU computes here; leave the flag out"]
     with Command(json, tmp_path / "both", "--cuda_graphs", "--compile", world_size=1, recipe=cifar10) as run:
         assert run.exit_codes() == [2] and "not allowed with argument" in run.console

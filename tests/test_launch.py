@@ -442,11 +442,10 @@ def test_the_children_of_a_process_alone_are_alone_too(tmp_path):
 
 
 def test_a_host_with_fewer_gpus_than_processes_is_refused(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    require_device(Processes(rank=8, world_size=16, local_rank=0, local_world_size=2))
+    require_device(Processes(rank=8, world_size=16, local_rank=0, local_world_size=2), "cuda")
     with pytest.raises(ConfigError, match="local rank 1 finds 1 GPUs on its host; give the host fewer slots"):
-        require_device(Processes(rank=9, world_size=16, local_rank=1, local_world_size=2))
+        require_device(Processes(rank=9, world_size=16, local_rank=1, local_world_size=2), "cuda")
 
 
 def test_a_run_whose_grid_has_died_before_it_asks_ends_at_once():

@@ -18,9 +18,9 @@ from lbsgd.train.aggregation.phases import timeout_of
 from lbsgd.units import counted
 
 
-def require_device(processes: Processes) -> None:
-    """Raise ConfigError if this host has fewer GPUs than processes."""
-    if torch.cuda.is_available() and processes.local_rank >= torch.cuda.device_count():
+def require_device(processes: Processes, kind: str) -> None:
+    """Raise ConfigError if GPUs compute, and this host has fewer of them than processes. kind: what computes."""
+    if kind == "cuda" and processes.local_rank >= torch.cuda.device_count():
         raise ConfigError(
             f"local rank {processes.local_rank} finds {torch.cuda.device_count()} GPUs on its host; give the host "
             "fewer slots, or start tasks that see all GPUs of their host"

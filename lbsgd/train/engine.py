@@ -106,7 +106,7 @@ def start_processes(timeout_seconds: float = 600, store: Store | None = None) ->
     """
     processes = Processes.from_environment()
     accelerator = deepspeed.accelerator.get_accelerator()
-    require_device(processes)
+    require_device(processes, accelerator.device_name())
     # This all-reduce is for inference, and compiles for a minute on a CPU. Reading the list compiles trial programs.
     vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     if processes.alone:

@@ -38,7 +38,12 @@ def fingerprints(plan: Plan, task: object, flags: Mapping[str, Any], data: str) 
 
 
 def accelerator_kind() -> str:
-    """Return `cuda` or `cpu`. A host with a broken driver would join the others with another backend, and hang."""
+    """Return what computes, `cuda` or `cpu`. With DS_ACCELERATOR=cpu DeepSpeed leaves a GPU alone.
+
+    A host with a broken driver, or with this variable, would join the others with another backend, and hang.
+    """
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return "cpu"
     import torch  # late, so that a mere digest does not load PyTorch
 
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -54,7 +59,7 @@ def unused_gpu(driver: Path = Path("/proc/driver/nvidia/version"), devices: Path
     import torch
 
     hidden = not os.environ.get("CUDA_VISIBLE_DEVICES", "0")[:1].isalnum()  # on purpose, by "" or -1
-    if hidden or accelerator_kind() != "cpu" or not any(devices.glob("nvidia[0-9]*")):
+    if hidden or torch.accelerator.is_available() or not any(devices.glob("nvidia[0-9]*")):
         return ""
     found = re.search(r"\s(\d+)(\.\d+)+\s", driver.read_text()) if driver.exists() else None
     version = f" with driver {found[0].strip()}" if found else ""

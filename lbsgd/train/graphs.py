@@ -51,8 +51,8 @@ def graph_blocks(model: nn.Module, passes: int, recorder: Recorder | None = None
             '--cuda_graphs: batch norm of scope "all" waits for the other processes inside a block, which no graph '
             "records; leave the flag out"
         )
-    if recorder is None and not torch.cuda.is_available():
-        raise ConfigError("--cuda_graphs: there is no GPU here; leave the flag out")
+    if recorder is None and not all(parameter.is_cuda for parameter in model.parameters()):
+        raise ConfigError("--cuda_graphs: no GPU computes here; leave the flag out")
     graphs = Graphs(passes, recorder)
     for block in blocks:
         block.forward = GraphedBlock(block, graphs)  # on the instance, so that no state_dict has it

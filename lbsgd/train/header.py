@@ -73,9 +73,9 @@ def estimated_memory(run: Run, device: torch.device) -> dict[str, int]:
 
 def of_the_device(device: torch.device) -> dict[str, Any]:
     """Return, for the log, what computes and, on a GPU, in which operations torch computes float32 as TF32."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    found: dict[str, Any] = {"device": name, "threads": torch.get_num_threads()}
+    found: dict[str, Any] = {"device": "cpu", "threads": torch.get_num_threads()}
     if device.type == "cuda":
+        found["device"] = torch.cuda.get_device_name(device)
         found["deterministic"] = torch.backends.cudnn.deterministic
         found["tf32"] = {
             "convolutions": torch.backends.cudnn.allow_tf32,
