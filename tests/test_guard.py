@@ -148,6 +148,27 @@ def test_the_reason_that_nccl_gives_last_is_told():
     assert said.endswith("Error while creating shared memory segment /dev/shm/nccl-a (size 9637888))")
 
 
+OF_NCCL = (
+    "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version "
+    "2.28.9\nncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{OF_NCCL}Failed to CUDA calloc async 6291456 bytes",
+        f"{OF_NCCL}Cuda failure 2 'out of memory'",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_a_gpu_whose_memory_a_library_finds_full_is_no_lost_process_and_no_bug(text):
+    """torch's OutOfMemoryError is of its own allocator. Its libraries take memory beside it."""
+    error = first_cause_module.explained(RuntimeError(text), "iteration 0", object())
+    assert error.exit_code == 2 and str(error).startswith("the GPU's memory is full at iteration 0 (")
+
+
 def test_words_of_a_connection_tell_of_no_lost_process_where_nobody_else_is_or_no_call_failed(monkeypatch):
     """Each is a bug, even if the console for its traceback is gone."""
     console = io.StringIO()

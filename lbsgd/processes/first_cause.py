@@ -19,6 +19,12 @@ TOLD_SECONDS = 2.0  # of these 8, for a failed process to tell the others
 FROM_CHECKPOINT = "--resume goes on from the newest checkpoint"
 WORDS_OF_COMMUNICATION = ("gloo", "Gloo", "NCCL", "ProcessGroup", "Connection", "connection", "Broken pipe")
 NO_MEMORY = "can't allocate memory"  # in a RuntimeError of torch's CPU allocator
+NO_GPU_MEMORY = (  # in RuntimeErrors of CUDA, NCCL and cuBLAS, which take memory beside torch's allocator
+    "CUDA error: out of memory",
+    "Cuda failure 2 'out of memory'",
+    "Failed to CUDA calloc",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def explained(error: BaseException, position: str, peers: Peers | None) -> LbsgdError:
@@ -32,11 +38,11 @@ def explained(error: BaseException, position: str, peers: Peers | None) -> Lbsgd
     text = one_line(error)
     if reason := " ".join(str(error).partition("Last error:")[2].split()):  # NCCL's reason, which its first line lacks
         text = f"{text}: {reason}"
-    if peers and isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS_OF_COMMUNICATION):
-        return LostProcessError(f"lost another process at {position} ({text})")
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not load
+    if lacks_gpu_memory(error, text):  # asked first, because NCCL's words are of communication, too
         others = "compute in --precision bf16 (before the A100 fp16), or leave out CUDA graphs by --no-cuda_graphs"
         return memory_is_full("the GPU's", position, text, others)
+    if peers and isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS_OF_COMMUNICATION):
+        return LostProcessError(f"lost another process at {position} ({text})")
     if isinstance(error, MemoryError) or NO_MEMORY in text:
         return memory_is_full("the host's", position, text, "or fewer --loader_threads")
     with suppress(OSError, ValueError):  # the console may be gone
@@ -44,6 +50,12 @@ def explained(error: BaseException, position: str, peers: Peers | None) -> Lbsgd
     bug = LbsgdError(f"{type(error).__name__}: {text}")
     bug.exit_code = 1
     return bug
+
+
+def lacks_gpu_memory(error: BaseException, text: str) -> bool:
+    """Whether an error, with its line for the user, says that a GPU's memory is full."""
+    of_a_library = isinstance(error, RuntimeError) and any(words in text for words in NO_GPU_MEMORY)
+    return of_a_library or type(error).__name__ == "OutOfMemoryError"  # torch's, which this module does not load
 
 
 def memory_is_full(whose: str, position: str, text: str, others: str) -> ConfigError:
