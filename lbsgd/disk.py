@@ -17,12 +17,43 @@ from lbsgd.errors import ConfigError, DataError
 from lbsgd.units import harmless
 
 MOST_LEVELS = 100  # of nested blocks in any JSON
+NOTHING_THERE = errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP
+
+
+def exists(path: Path) -> bool:
+    """Return whether a path exists. Raises OSError where nobody can tell, for which pathlib says no since Python 3.14.
+
+    So a folder that this user may not look into, or a disk that does not answer, is never taken for an empty one.
+    """
+    return mode_of(path) != 0
+
+
+def is_dir(path: Path) -> bool:
+    """Return whether a path is a folder. Raises OSError where nobody can tell."""
+    return stat.S_ISDIR(mode_of(path))
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a path is a file. Raises OSError where nobody can tell."""
+    return stat.S_ISREG(mode_of(path))
+
+
+def mode_of(path: Path) -> int:
+    """Return `st_mode` of what the path leads to, 0 if nothing is there. Raises other OSErrors."""
+    try:
+        return path.stat().st_mode
+    except ValueError:  # a name that no file can have
+        return 0
+    except OSError as error:
+        if error.errno not in NOTHING_THERE:
+            raise
+        return 0
 
 
 def is_there(path: Path) -> bool:
     """Return whether a path exists. Raises DataError if this user may not look, or if the disk does not answer."""
     try:
-        return path.exists()
+        return exists(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
 
@@ -36,7 +67,7 @@ def to_disk(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():
+        if error.errno != errno.EINVAL or not is_dir(path):
             raise
     finally:
         os.close(descriptor)
@@ -173,10 +204,10 @@ def rewrite_file(path: Path, data: bytes, like: Path | None = None, to_the_disk:
     file.
     """
     path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
+    if exists(path) and not is_file(path):
         path.write_bytes(data)
         return
-    model = path if path.exists() else like
+    model = path if exists(path) else like
     temporary = path.with_name(f".lbsgd-{secrets.token_hex(8)}.tmp")  # no other process has this name
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:

@@ -153,6 +153,19 @@ def test_no_module_imports_the_libraries_that_it_serves():
     assert not [name for name, targets in arrows().items() if served & {target.split(".")[0] for target in targets}]
 
 
+def test_no_module_asks_pathlib_what_is_there():
+    """It says no where it may not look, since Python 3.14; `disk` has functions that raise."""
+    asks = {"exists", "is_dir", "is_file"}
+    wrong = [
+        f"{name}:{node.lineno}"
+        for name, path in ROOMS.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in asks and ast.unparse(node.value) not in ("os.path", "entry")
+        if not (isinstance(node.ctx, ast.Store) or ast.unparse(node.value) == "self")
+    ]
+    assert not wrong
+
+
 def test_at_most_six_files_lie_beside_the_folders_and_no_room_is_over_250_lines():
     assert len([name for name in ROOMS if name.count(".") == 1]) <= 6
     long = {name: lines for name, path in ROOMS.items() if (lines := len(path.read_text().splitlines())) > 250}

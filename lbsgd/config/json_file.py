@@ -14,7 +14,7 @@ from typing import Any
 
 from lbsgd.config.json_layout import with_values
 from lbsgd.config.keypath import shown
-from lbsgd.disk import require_shallow, rewrite_file
+from lbsgd.disk import is_file, require_shallow, rewrite_file
 from lbsgd.errors import ConfigError
 
 INSTEAD = "give a DeepSpeed JSON such as ds_configs/8k.json"
@@ -57,7 +57,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 def text_of(path: str | Path) -> str:
     """Return a file's text. A pipe is read once and its text kept. Raises OSError and UnicodeDecodeError."""
-    if Path(path).is_file():
+    if is_file(Path(path)):
         return Path(path).read_text(encoding="utf-8")
     return text_of_pipe(str(path), os.stat(path).st_ino)
 

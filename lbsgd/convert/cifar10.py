@@ -20,7 +20,7 @@ import numpy as np
 
 from lbsgd.convert.archives import MAX_HEADER_BYTES
 from lbsgd.convert.compressed import decompressor, uncompressed
-from lbsgd.disk import appearing
+from lbsgd.disk import appearing, exists
 from lbsgd.errors import DataError, one_line
 
 FOLDER = "cifar-10-batches-py"
@@ -54,7 +54,7 @@ def as_tar(path: Path, scratch: Path) -> Path:
     Raises DataError if the archive is incomplete, or not CIFAR-10 despite its name.
     """
     target = scratch / "cifar10.tar"
-    if target.exists() and target.stat().st_mtime_ns == path.stat().st_mtime_ns:
+    if exists(target) and target.stat().st_mtime_ns == path.stat().st_mtime_ns:
         return target
     scratch.mkdir(parents=True, exist_ok=True)
     content = uncompressed(path, scratch)  # whole, because gzip's checksum lies at its end

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from lbsgd.disk import appearing, say
+from lbsgd.disk import appearing, exists, say
 from lbsgd.errors import DataError
 from lbsgd.units import size
 
@@ -85,7 +85,7 @@ def uncompressed(path: Path, scratch: Path) -> Path:
     if decompress is None:
         return path
     tar = scratch / f"{version(path)}.tar"
-    if not tar.exists():
+    if not exists(tar):
         scratch.mkdir(parents=True, exist_ok=True)
         drop_content(scratch, rf"{re.escape(path.name)}\.\d+\.\d+\.tar(\.\d+\.\d+\.listing)?")  # of earlier versions
         num_bytes = path.stat().st_size

@@ -46,7 +46,7 @@ from lbsgd.convert.work_folder import (
 )
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import Manifest, Split
-from lbsgd.disk import say
+from lbsgd.disk import exists, say
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.processes.signals import stoppable
 
@@ -134,7 +134,7 @@ def _found_to_convert(source: Path, data_dir: Path, work: Path, settings: Settin
         raise
     if complete:
         _say_all(complete_lines(data_dir, complete, found))
-    elif (data_dir / "manifest.json").exists():
+    elif exists(data_dir / "manifest.json"):
         say(f"{data_dir} is damaged: its files are not those of its manifest.json, and are made again")
     return None if complete else found
 

@@ -15,7 +15,7 @@ from lbsgd.convert.sources import source_version
 from lbsgd.convert.work_folder import CONVERTER_VERSION, conversion_identity, damage_passed_over, is_partly_published
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import Manifest
-from lbsgd.disk import is_there
+from lbsgd.disk import exists, is_dir, is_there
 from lbsgd.errors import DataError
 from lbsgd.units import counted
 
@@ -26,7 +26,7 @@ def made_with(data_dir: Path, source: Path, settings: Settings) -> Manifest | No
     Raises DataError for other data, if the difference shows before the source is listed.
     """
     if not is_there(data_dir / "manifest.json"):
-        existing = [name for name in SPLITS if (data_dir / f"{name}.beton").exists()]
+        existing = [name for name in SPLITS if exists(data_dir / f"{name}.beton")]
         if existing:
             raise DataError(
                 f"{data_dir} holds {existing[0]}.beton, but no manifest.json of a complete conversion; "
@@ -97,8 +97,8 @@ def before_the_conversion(data_dir: Path, source: Source, settings: Settings, ov
 
 def _require_writable(data_dir: Path) -> None:
     place = next(place for place in (data_dir, *data_dir.absolute().parents) if os.path.lexists(place))
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        number = errno.EACCES if place.is_dir() else errno.ENOTDIR
+    if not is_dir(place) or not os.access(place, os.W_OK | os.X_OK):
+        number = errno.EACCES if is_dir(place) else errno.ENOTDIR
         raise DataError(f"cannot write to {data_dir}: {os.strerror(number)}; name another folder with --data_dir")
 
 

@@ -16,6 +16,7 @@ from lbsgd.convert.archives import MAX_IMAGE_BYTES
 from lbsgd.convert.by_class import ByClass
 from lbsgd.convert.files import Files
 from lbsgd.convert.left_out import REPEATED_FOLDER, file_reason, folder_reason
+from lbsgd.disk import is_dir
 from lbsgd.errors import DataError
 
 Identity = tuple[int, int]  # device and inode
@@ -23,7 +24,7 @@ Identity = tuple[int, int]  # device and inode
 
 def in_folders(folder: Path) -> ByClass | None:
     """Return a folder's images by its class folders, other images as loose. None if the folder does not exist."""
-    if not folder.is_dir():
+    if not is_dir(folder):
         return None
     walk = _Walk(folder)
     for name in sorted(walk.list_folder("", None)) + sorted(walk.links):
@@ -40,7 +41,7 @@ def has_class_folders(folder: Path) -> bool:
 
 def has_images(folder: Path) -> bool:
     """Return whether a folder exists and holds class folders or loose images."""
-    return has_class_folders(folder) or folder.is_dir() and not all(map(file_reason, os.listdir(folder)))
+    return has_class_folders(folder) or is_dir(folder) and not all(map(file_reason, os.listdir(folder)))
 
 
 class _Walk:

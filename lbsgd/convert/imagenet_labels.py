@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lbsgd.convert.archives import MAX_DEVKIT_BYTES, read_members
+from lbsgd.disk import is_dir
 from lbsgd.errors import DataError
 
 META, GROUND_TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
@@ -30,7 +31,7 @@ def devkit_labels(path: Path) -> dict[str, str]:
     """
     meta, truth = (
         [(path / name).read_bytes() for name in (META, GROUND_TRUTH)]
-        if path.is_dir()
+        if is_dir(path)
         else read_members(path, [META, GROUND_TRUTH])
     )
     try:

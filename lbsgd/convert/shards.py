@@ -27,6 +27,7 @@ from lbsgd.convert.shard_numbers import refuse_copies, refuse_missing
 from lbsgd.convert.source_images import SPLITS, Images
 from lbsgd.convert.tfrecords import list_tfrecords
 from lbsgd.convert.webdataset import list_webdataset
+from lbsgd.disk import exists, is_dir, is_file
 from lbsgd.errors import DataError
 
 KINDS = {  # what the names of shards look like
@@ -90,7 +91,7 @@ def _shards_in(path: Path, folders: Sequence[str] = ("", "data", *SPLIT_WORDS)) 
     """Yield (kind, split, name) of each shard, once per split even if links such as val -> validation repeat it."""
     seen = set()
     for folder in folders:
-        for place in sorted((path / folder).iterdir()) if (path / folder).is_dir() else []:
+        for place in sorted((path / folder).iterdir()) if is_dir(path / folder) else []:
             kind, split = _kind(place.name), _split(place.name) or SPLIT_WORDS.get(folder)
             if kind and split and stat.S_ISREG((info := followed(place)).st_mode):
                 file = (split, info.st_dev, info.st_ino)
@@ -111,7 +112,7 @@ def _refuse_class_tars(path: Path, shards: NamesBySplit) -> None:
 
 def is_shard(path: Path) -> bool:
     """Return whether a file is a shard by its name alone. A tar is not, because it may be many other things."""
-    return path.is_file() and _kind(path.name) in ("tfrecord", "parquet") and bool(_split(path.name))
+    return is_file(path) and _kind(path.name) in ("tfrecord", "parquet") and bool(_split(path.name))
 
 
 def _kind(name: str) -> str | None:
@@ -160,7 +161,7 @@ def _listed(shards: Shards, split: str, scratch: Path) -> Files:
         return list_tfrecords(path, names) if shards.kind == "tfrecord" else list_webdataset(path, names)
 
     listing = copy.with_suffix(".listing")
-    if shards.kind == "parquet" and not copy.exists():
+    if shards.kind == "parquet" and not exists(copy):
         listing.unlink(missing_ok=True)
     return listed_once(listing, make, f"reading {len(names):,} shards of {path}", [path / name for name in names])
 

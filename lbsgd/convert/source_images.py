@@ -15,6 +15,7 @@ import numpy as np
 
 from lbsgd.convert.files import Files, Member, Names
 from lbsgd.convert.left_out import LeftOut
+from lbsgd.disk import is_file
 from lbsgd.errors import DataError
 
 SPLITS = ("train", "val")
@@ -167,7 +168,7 @@ class ImageReader:
 
     def __init__(self, container: Path, shard_names: Sequence[str] = ()) -> None:
         self.container, self.shard_names = str(container), shard_names
-        self.is_file = container.is_file()
+        self.is_file = is_file(container)
         self._open: dict[str, int] = {}  # descriptors of the shards by path
 
     def read(self, member: Member) -> bytes:
@@ -191,7 +192,8 @@ class ImageReader:
         shard = self._shard(member)
         path = shard or f"{self.container}/{member.name}"
         try:
-            return io.BufferedReader(Stretch(os.open(path, os.O_RDONLY), member.offset, member.num_bytes))
+            stretch = Stretch(os.open(path, os.O_RDONLY), member.offset, member.num_bytes)
+            return io.BufferedReader(stretch, 8192)  # Python 3.14 would read 128 KiB at a time
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
 

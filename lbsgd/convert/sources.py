@@ -29,6 +29,7 @@ from lbsgd.convert.shards import Shards, find_shards, images_of_shards, is_shard
 from lbsgd.convert.source_images import SPLITS, Images, Source
 from lbsgd.convert.tar_layout import splits_in
 from lbsgd.data.beton_format import converting_into
+from lbsgd.disk import exists, is_dir, is_file
 from lbsgd.errors import DataError
 from lbsgd.units import shortened
 
@@ -51,7 +52,7 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
     path = source_path(path)
     try:
         version_ = source_version(path)  # before reading, so that a later change is noticed
-        train, val = _from_archive(path, scratch, data_dir) if path.is_file() else _from_folder(path, scratch, data_dir)
+        train, val = _from_archive(path, scratch, data_dir) if is_file(path) else _from_folder(path, scratch, data_dir)
     except OSError as error:
         if full := no_room(scratch, path, error):
             raise full from error
@@ -71,7 +72,7 @@ def source_path(path: Path) -> Path:
     Raises DataError if something else in the folder would be read instead of `path`, or if the folder cannot be read.
     """
     try:
-        is_part = path.name in (TRAIN_TAR, VAL_TAR, *DEVKITS) and not path.is_dir()
+        is_part = path.name in (TRAIN_TAR, VAL_TAR, *DEVKITS) and not is_dir(path)
         if not (is_part or is_shard(path)):
             return path
         if other := _read_instead(path):
@@ -106,7 +107,7 @@ def source_version(path: Path) -> str:
 
 def _archives_of(path: Path) -> list[Path]:
     """Return a source's archives or shards and the tables of labels next to them, empty if it includes a folder."""
-    if path.is_file():
+    if is_file(path):
         archives, places = [path], [path.parent]
     else:
         base = _base_of(path)
@@ -116,8 +117,8 @@ def _archives_of(path: Path) -> list[Path]:
             return []
         archives, places = [base / TRAIN_TAR, base / VAL_TAR], [base, path]
     labels = {place / name for place in places for name in (KAGGLE_LABELS, ANNOTATIONS, *DEVKITS)}
-    files = [*archives, *sorted(label for label in labels if label.exists())]
-    return files if all(file.is_file() for file in files) else []
+    files = [*archives, *sorted(label for label in labels if exists(label))]
+    return files if all(is_file(file) for file in files) else []
 
 
 def _from_archive(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:
@@ -164,7 +165,7 @@ def _noting_others(found: tuple[Images, Images], base: Path, path: Path) -> tupl
     """Note what else in a folder could be a split's images, such as the archive next to its unpacked content."""
     for (split, (is_unpacked, archive)), images in zip(FORMS.items(), found, strict=True):
         others = [place / split for place in (base, path) if is_unpacked(place / split)]
-        others += [place / archive for place in (base, path) if (place / archive).is_file()]
+        others += [place / archive for place in (base, path) if is_file(place / archive)]
         if not (images.shard_names or images.copied_from):
             others += shards_beside(path, split)
         for other in dict.fromkeys(others):
@@ -175,19 +176,19 @@ def _noting_others(found: tuple[Images, Images], base: Path, path: Path) -> tupl
 
 def _base_of(path: Path) -> Path:
     """Return the folder in a source that holds train/ and val/, or their archives."""
-    return next((path / inner for inner in (KAGGLE, "Data/CLS-LOC") if (path / inner).is_dir()), path)
+    return next((path / inner for inner in (KAGGLE, "Data/CLS-LOC") if is_dir(path / inner)), path)
 
 
 def _shards_of(base: Path, path: Path) -> Shards | None:
     """Return a source's shards, or None if it has images in another form."""
-    return None if (base / TRAIN_TAR).exists() or has_class_folders(base / "train") else find_shards(path)
+    return None if exists(base / TRAIN_TAR) or has_class_folders(base / "train") else find_shards(path)
 
 
 def _split_of(split: str, base: Path, scratch: Path) -> ByClass | None:
     """Return a split's images from its folder or, if this is not unpacked yet, from ImageNet's archive, else None."""
     is_unpacked, archive = FORMS[split]
     folder, tar = base / split, base / archive
-    if is_unpacked(folder) or not tar.is_file():
+    if is_unpacked(folder) or not is_file(tar):
         return in_folders(folder)
     content = uncompressed(tar, scratch)
     found = ByClass(cached_members(content, scratch, tar), content, str(tar), stamp=tar.stat().st_mtime_ns)
@@ -199,14 +200,14 @@ def _split_of(split: str, base: Path, scratch: Path) -> ByClass | None:
 def _labels_for(images: Path, folders: list[Path], annotated: Labels, data_dir: Path) -> Mapping[str, str]:
     """Return the class of each validation image, from a table in one of the folders, else from the annotations."""
     for folder in folders:
-        if (folder / KAGGLE_LABELS).is_file():
+        if is_file(folder / KAGGLE_LABELS):
             return kaggle_labels(folder / KAGGLE_LABELS)
         for name in DEVKITS:
-            if (folder / name).exists():
+            if exists(folder / name):
                 return devkit_labels(folder / name)
     if labels := annotated():
         return labels
-    zips = [folder / f"{KAGGLE_LABELS}.zip" for folder in folders if (folder / f"{KAGGLE_LABELS}.zip").exists()]
+    zips = [folder / f"{KAGGLE_LABELS}.zip" for folder in folders if exists(folder / f"{KAGGLE_LABELS}.zip")]
     raise DataError(
         f"{images} holds validation images without labels: neither {DEVKITS[0]} nor {KAGGLE_LABELS} found in "
         f"{folders[0]}; "
@@ -216,9 +217,9 @@ def _labels_for(images: Path, folders: list[Path], annotated: Labels, data_dir: 
 
 
 def _nothing_found(path: Path, missing: list[str], data_dir: Path) -> DataError:
-    if not path.exists():
+    if not exists(path):
         return DataError(f"{path}: does not exist; name your copy of ImageNet with: {converting_into(data_dir)}")
-    zips = sorted(entry.name for entry in path.glob("*.zip")) if path.is_dir() else []
+    zips = sorted(entry.name for entry in path.glob("*.zip")) if is_dir(path) else []
     kind = {"train/": "no training images", "val/": "no validation images"}
     what = kind[missing[0].split()[0]] if len(missing) == 1 else "no images"
     return DataError(

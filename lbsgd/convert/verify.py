@@ -39,7 +39,7 @@ from lbsgd.data.beton_format import JPEG, converting_into
 from lbsgd.data.folder import ImageNetData, Manifest, Split, open_data
 from lbsgd.data.pil_image import ImageError
 from lbsgd.data.process_lock import process_lock
-from lbsgd.disk import say
+from lbsgd.disk import exists, say
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.processes.signals import stoppable
 
@@ -59,7 +59,7 @@ def verify(data_dir: Path, num_processes: int | None = None, source: Path | None
 
 def _verify(data_dir: Path, num_processes: int, source: Path | None) -> None:
     data = _opened(data_dir, num_processes)
-    manifest = Manifest.read(data_dir / "manifest.json") if (data_dir / "manifest.json").exists() else None
+    manifest = Manifest.read(data_dir / "manifest.json") if exists(data_dir / "manifest.json") else None
     if source and not manifest:
         raise DataError(f"{data_dir} has no manifest.json to say how it was made; verify it without --source")
     with tempfile.TemporaryDirectory() as scratch:

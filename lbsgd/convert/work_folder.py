@@ -25,7 +25,7 @@ from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import SPLITS, Source
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import Manifest
-from lbsgd.disk import read_note, replace_file, say, to_disk
+from lbsgd.disk import exists, read_note, replace_file, say, to_disk
 from lbsgd.errors import DataError
 
 HELD = (errno.EACCES, errno.EAGAIN)  # lockf's errors if another process has the lock
@@ -71,7 +71,7 @@ def is_partly_published(data_dir: Path, work: Path, identity: Mapping[str, objec
 
     Each file must still be in one of the two folders, because it may have been removed meanwhile.
     """
-    if _read_identity(work) != identity or not (work / "manifest.json").exists():
+    if _read_identity(work) != identity or not exists(work / "manifest.json"):
         return False
     with damage_passed_over():
         manifest = Manifest.read(work / "manifest.json")
@@ -80,14 +80,14 @@ def is_partly_published(data_dir: Path, work: Path, identity: Mapping[str, objec
 
 
 def _finished(data_dir: Path, work: Path, name: str) -> BetonFile:
-    place = work if (work / f"{name}.beton").exists() else data_dir
+    place = work if exists(work / f"{name}.beton") else data_dir
     return BetonFile.open(place / f"{name}.beton")
 
 
 def start_over_if_other(work: Path, identity: Mapping[str, object], source: Source) -> None:
     """Drop another conversion's work, and finished work that lacks a part. Keep the content of the source."""
     if same := _read_identity(work) == identity:
-        if not (work / "manifest.json").exists():
+        if not exists(work / "manifest.json"):
             return
         say(f"{work} has lost files that were finished: it begins again")
     if any(work.glob("*.journal")) and not same:
@@ -116,7 +116,7 @@ def writing_to(data_dir: Path) -> Iterator[None]:
     """
     made: list[Path] = []
     try:
-        made += [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
+        made += [folder for folder in (data_dir, *data_dir.parents) if not exists(folder)]
         data_dir.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
@@ -207,7 +207,7 @@ def publish(data_dir: Path, work: Path) -> None:
     All old files are removed before the first new one appears, so that the folder never mixes the two. The work
     folder's own manifest says that all is done, so after an interruption the next run only finishes this step.
     """
-    waiting = [f"{name}.beton" for name in SPLITS if (work / f"{name}.beton").exists()]
+    waiting = [f"{name}.beton" for name in SPLITS if exists(work / f"{name}.beton")]
     for name in (*waiting, "manifest.json"):
         (data_dir / name).unlink(missing_ok=True)
     to_disk(data_dir)

@@ -15,7 +15,7 @@ import numpy as np
 
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.beton_format import converting_into
-from lbsgd.disk import is_there, read_note, replace_file, to_disk
+from lbsgd.disk import exists, is_there, read_note, replace_file, to_disk
 from lbsgd.errors import DataError
 
 UNPUBLISHED = ".converting/manifest.json"  # exists after the converter has finished both files until they are renamed
@@ -186,7 +186,7 @@ def _open(folder: Path, names: Sequence[str]) -> tuple[list[BetonFile], Manifest
         )
     files, manifest = [BetonFile.open(folder / name) for name in names], None
     interrupted = os.path.exists(folder / UNPUBLISHED)  # before manifest.json, because it is moved there
-    if (folder / "manifest.json").exists():
+    if exists(folder / "manifest.json"):
         manifest = Manifest.read(folder / "manifest.json")
         _check_manifest(manifest, files)
     elif interrupted:

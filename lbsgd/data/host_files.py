@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from lbsgd.data.mapped import mapped
-from lbsgd.disk import locked
+from lbsgd.disk import exists, locked
 from lbsgd.errors import ConfigError
 
 HEAD = np.dtype([("magic", "S8"), ("checksum", "<u4"), ("unused", "V4"), ("num_bytes", "<u8"), ("reserved", "V40")])
@@ -144,7 +144,7 @@ def _remove_oldest(place: Path, kind: str) -> None:
     for path in files[: -KEPT[kind]]:
         path.unlink(missing_ok=True)
     for path in place.glob(f".{kind}-*"):
-        if not Path("/proc", path.suffix[1:]).exists():
+        if not exists(Path("/proc", path.suffix[1:])):
             path.unlink(missing_ok=True)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from lbsgd.disk import locked, read_note, replace_file
+from lbsgd.disk import exists, locked, read_note, replace_file
 from lbsgd.errors import ConfigError
 from lbsgd.report.lines import say_fact, warn
 from lbsgd.report.run_log import LOG_NAME
@@ -73,7 +73,7 @@ def open_checkout(grid_folder: Path, published: Path | None = None, root: Path =
     places = [place for place in (published, grid_folder) if place]
     for place in places:
         place.mkdir(parents=True, exist_ok=True)
-    if folder.exists() and note.exists() and is_linked_again(folder, root):
+    if exists(folder) and exists(note) and is_linked_again(folder, root):
         require_untouched(checkout)
     else:
         add_worktree(checkout, root)
@@ -118,7 +118,7 @@ def is_linked(folder: Path) -> bool:
         link = (folder / ".git").read_text()
     except (FileNotFoundError, UnicodeDecodeError):
         return False
-    return Path(folder, link.strip().removeprefix("gitdir: ")).exists()
+    return exists(Path(folder, link.strip().removeprefix("gitdir: ")))
 
 
 def add_worktree(checkout: Checkout, root: Path) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lbsgd.disk import alone_in, replace_file
+from lbsgd.disk import alone_in, exists, replace_file
 from lbsgd.errors import DataError
 from lbsgd.report.run_log import DIVERGED, LOG_NAME
 
@@ -20,7 +20,7 @@ def collect(folder: Path, destination: Path) -> None:
         destination.mkdir(parents=True, exist_ok=True)
         with alone_in(destination):  # another grid may publish the same run
             replace_file(destination / LOG_NAME, b"".join(kept))
-            if (folder / DIVERGED).exists():
+            if exists(folder / DIVERGED):
                 replace_file(destination / DIVERGED, (folder / DIVERGED).read_bytes())
     except OSError as error:
         raise DataError(f"{folder} cannot be published in {destination}: {error.strerror}") from None
@@ -28,10 +28,10 @@ def collect(folder: Path, destination: Path) -> None:
 
 def bring_back(published: Path, folder: Path) -> None:
     """Copy a run's published log to the grid's folder, so that a run that ended elsewhere counts as done here."""
-    if (folder / LOG_NAME).exists():
+    if exists(folder / LOG_NAME):
         return  # keep this machine's log, which is complete
     for name in (LOG_NAME, DIVERGED):
-        if (published / name).exists():
+        if exists(published / name):
             folder.mkdir(parents=True, exist_ok=True)
             replace_file(folder / name, (published / name).read_bytes())
 

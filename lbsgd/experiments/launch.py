@@ -17,7 +17,7 @@ from typing import IO
 from lbsgd.config.derive import images_per_pass
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
-from lbsgd.disk import locked
+from lbsgd.disk import exists, locked
 from lbsgd.errors import ConfigError
 from lbsgd.experiments.checkout import CODE_FOLDER, ROOT, Checkout
 from lbsgd.experiments.grid import DataSet, Job
@@ -178,7 +178,7 @@ class Started:
     def note_divergence(self) -> None:
         """Write DIVERGED next to the log if the run printed that it diverged. Runs of old commits do not write it."""
         words = self.last_words()
-        if any(said in words for said in SAID_OF_DIVERGENCE) and not (self.output.parent / DIVERGED).exists():
+        if any(said in words for said in SAID_OF_DIVERGENCE) and not exists(self.output.parent / DIVERGED):
             (self.output.parent / DIVERGED).write_text(words + "\n")
 
 
@@ -222,9 +222,9 @@ def end_with_grid(grid: int) -> None:
 
 def is_done(folder: Path) -> bool:
     """Whether a run has reached its end or has diverged."""
-    if (folder / DIVERGED).exists():
+    if exists(folder / DIVERGED):
         return True
-    return (folder / LOG_NAME).exists() and read_run(folder).result is not None
+    return exists(folder / LOG_NAME) and read_run(folder).result is not None
 
 
 def clear_up(folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.live import Live
 from rich.text import Text
 
+from lbsgd.disk import exists
 from lbsgd.experiments import launch
 from lbsgd.experiments.grid import Job
 from lbsgd.experiments.watch import Watch
@@ -52,7 +53,7 @@ class Overview:
     def may_be_done(self, job: Job) -> bool:
         """Whether a run's log looks finished: a cheap check before `launch.is_done`."""
         folder = job.folder(self.runs)
-        return (folder / DIVERGED).exists() or self.watch.look(folder).has_result
+        return exists(folder / DIVERGED) or self.watch.look(folder).has_result
 
     def update(self, running: Sequence[Job]) -> None:
         """Show how far the running jobs are. Without a terminal their logs are read only when a line is printed."""
@@ -73,7 +74,7 @@ class Overview:
 
     def outcome(self, job: Job) -> str:
         folder = job.folder(self.runs)
-        if (folder / DIVERGED).exists():
+        if exists(folder / DIVERGED):
             return "diverged"
         run = read_run(folder / LOG_NAME)
         return "no epoch" if run.value is None else f"{run.measures[0].short} {run.measures[0].words(run.value)}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbsgd.disk import rewrite_file
+from lbsgd.disk import exists, rewrite_file
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments import launch
 from lbsgd.experiments.answers import HEADS, Answer, answers, markdown
@@ -130,7 +130,7 @@ def reproduce(request: Request) -> None:
 
 def begin(request: Request) -> Checkout:
     """Return the grid's code, after making everything that its runs need."""
-    begins = not (request.grid / NOTE).exists()
+    begins = not exists(request.grid / NOTE)
     if begins and (changed := unsaved_changes()):
         warn(f"the grid runs the last commit, without {len(changed.splitlines())} changed files")
     checkout = open_checkout(request.grid, None if request.epochs else request.published)
@@ -150,7 +150,7 @@ def report(request: Request, commit: str) -> None:
     """Print tables and answers of each study, and write them next to its logs with curves and page."""
     for study in request.studies:
         rows = study.rows(request.data)
-        places = [request.logs / row.name for row in rows if (request.logs / row.name).exists()]
+        places = [request.logs / row.name for row in rows if exists(request.logs / row.name)]
         if not places:
             raise DataError(f"{request.logs} holds no run of {study.name}, so there is nothing to report")
         families = families_at(places)
@@ -179,7 +179,7 @@ def write_study(
 
 def require_possible(request: Request) -> None:
     """Raise ConfigError, before anything runs, if a study or a row is not possible."""
-    if not (ROOT / request.data.config).exists():  # a wheel has neither recipes nor ds_configs
+    if not exists(ROOT / request.data.config):  # a wheel has neither recipes nor ds_configs
         raise ConfigError(
             "reproduce: needs a git clone of the repository, installed by `make setup` or `pip install -e .`"
         )
@@ -202,8 +202,8 @@ def require_inputs(jobs: Sequence[Job], work_dir: Path) -> None:
     """Raise DataError if a job needs a file of another run that does not exist."""
     for job in jobs:
         for file in job.inputs(work_dir).values():
-            if not file.exists():
-                elsewhere = f"delete {file.parent}, whose run ended elsewhere, and " if file.parent.exists() else ""
+            if not exists(file):
+                elsewhere = f"delete {file.parent}, whose run ended elsewhere, and " if exists(file.parent) else ""
                 raise DataError(
                     f"{file} is not there, and {job.name} needs it; {elsewhere}make it with `{job.row.made_by}`"
                 )
@@ -216,9 +216,9 @@ def prepare(request: Request, checkout: Checkout) -> None:
         tool = [part.format(**places) for part in arguments]
         done = checkout.run([sys.executable, *tool])
         if done.returncode:
-            older = f"; if other code than {checkout.commit[:10]} made {folder}, delete it" if folder.exists() else ""
+            older = f"; if other code than {checkout.commit[:10]} made {folder}, delete it" if exists(folder) else ""
             raise DataError(f"{shlex.join(tool)}: {last_line(done).removeprefix('error: ')}{older}")
-    if not (folder / request.data.complete).exists():
+    if not exists(folder / request.data.complete):
         raise DataError(
             f"{folder} holds no converted data; make it with "
             f"`python tools/convert_imagenet_to_ffcv.py --source YOUR_COPY --data_dir {shlex.quote(str(folder))}`"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lbsgd.config.schema import NO_NUMBER
+from lbsgd.disk import exists
 from lbsgd.errors import DataError
 from lbsgd.report.measure import Measure
 from lbsgd.report.run_log import DIVERGED, LOG_NAME, LoggedRun, read_run, require_reportable
@@ -171,7 +172,7 @@ def has_finished(run: LoggedRun) -> bool:
 
 def has_diverged(run: LoggedRun) -> bool:
     """Return whether a run ended because its loss was not a number. A run restarted and finished has not diverged."""
-    return not has_finished(run) and (run.path.parent / DIVERGED).exists()
+    return not has_finished(run) and exists(run.path.parent / DIVERGED)
 
 
 def group_runs(runs: Sequence[LoggedRun]) -> list[Group]:

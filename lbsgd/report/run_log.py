@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lbsgd.disk import is_there, replace_file
+from lbsgd.disk import exists, is_dir, is_there, replace_file
 from lbsgd.errors import ConfigError, DataError, DivergedError
 from lbsgd.report.log_lines import KEYS, LOG_NAME, Record, missing_keys, missing_leaves, read_records
 from lbsgd.report.measure import Measure, measures_of
@@ -99,7 +99,7 @@ class RunLog:
         if resume_iteration is not None:
             # A checkpoint is usable without its log, which may be lost or in another folder. The log then begins there.
             # Without a checkpoint nothing shows that the log belongs to this run, so a new one begins.
-            if resume_iteration and self.path.exists():
+            if resume_iteration and exists(self.path):
                 records = _happened_before(resume_iteration, self._to_go_on(resume_iteration))
             self.epochs = [record for record in records if record["kind"] == "epoch"]
             records.append({"kind": "resume", **header, "iteration": resume_iteration})
@@ -191,7 +191,7 @@ def read_run(path: str | Path) -> LoggedRun:
     Raises DataError if there is no log, or, with its number, if a line does not belong in a run log.
     """
     path = Path(path)
-    path = path / LOG_NAME if is_there(path) and path.is_dir() else path
+    path = path / LOG_NAME if is_there(path) and is_dir(path) else path
     records = read_records(path)
     by_kind = {kind: [record for record in records if record["kind"] == kind] for kind in KEYS}
     result = by_kind["result"][-1] if by_kind["result"] else None

@@ -15,6 +15,7 @@ from typing import Any
 
 from lbsgd.config.plan import Plan
 from lbsgd.data.native.library import LIBRARY
+from lbsgd.disk import exists, is_file
 from lbsgd.units import installed
 
 PACKAGES = ("lbsgd", "torch", "torchvision", "deepspeed", "ffcv", "triton")
@@ -61,7 +62,7 @@ def unused_gpu(driver: Path = Path("/proc/driver/nvidia/version"), devices: Path
     hidden = not os.environ.get("CUDA_VISIBLE_DEVICES", "0")[:1].isalnum()  # on purpose, by "" or -1
     if hidden or torch.accelerator.is_available() or not any(devices.glob("nvidia[0-9]*")):
         return ""
-    found = re.search(r"\s(\d+)(\.\d+)+\s", driver.read_text()) if driver.exists() else None
+    found = re.search(r"\s(\d+)(\.\d+)+\s", driver.read_text()) if exists(driver) else None
     version = f" with driver {found[0].strip()}" if found else ""
     host = f"this host has an NVIDIA GPU{version}, but torch {torch.__version__}"
     if torch.version.cuda is None:
@@ -102,7 +103,7 @@ def files_of(task: object) -> set[Path]:
     others = {"lbsgd", *sys.stdlib_module_names}
     modules = [sys.modules.get(name) for name in names if name.split(".")[0] not in others]
     files = {getattr(module, "__file__", None) for module in modules} | {sys.argv[0]}
-    return {path for path in map(Path, filter(None, files)) if path.is_file()}
+    return {path for path in map(Path, filter(None, files)) if is_file(path)}
 
 
 def environment(data: str) -> dict[str, Any]:
