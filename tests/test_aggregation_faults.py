@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,8 @@ import torch.distributed as dist
 import torch.multiprocessing
 from aggregating import OURS, config, going_on, noise, one_iteration, parameters, run, same_bits
 from crash import PATIENCE_SECONDS
+from deepspeed.runtime import constants
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from oracle import network
 from processes import in_processes
 from small_engine import recipe, train
@@ -29,11 +32,12 @@ from lbsgd.config.schema import Recipe
 from lbsgd.errors import CheckpointError, ConfigError, TrainingError
 from lbsgd.processes.ports import free_port
 from lbsgd.train import checkpoint
+from lbsgd.train.aggregation import phases, resume
 from lbsgd.train.aggregation.aggregation import Aggregation, AggregationSettings, attach
 from lbsgd.train.aggregation.buckets import fill
-from lbsgd.train.aggregation.phases import Threads
+from lbsgd.train.aggregation.phases import Job, Threads, phases_of
 from lbsgd.train.aggregation.placement import Placement
-from lbsgd.train.aggregation.resume import same_order, say_other_sums, tell_of_another_order
+from lbsgd.train.aggregation.resume import same_order, saved_choice, say_other_sums, tell_of_another_order
 from lbsgd.train.engine import start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.identity import completed
@@ -105,6 +109,63 @@ def test_before_the_last_pass_nothing_starts():
 
 
 # --- phases -----------------------------------------------------------------------------------------------------------
+
+
+TREE, RING = "halving_doubling", "backend"
+SERVER, COLUMN, ALL = (0, 1), (0, 2), (0, 1, 2, 3)  # of rank 0 on two servers of two processes
+
+
+@pytest.mark.parametrize(
+    "choice, expected",
+    [
+        (("flat", RING, RING), [("all_reduce", ALL, 1)]),
+        (("flat", TREE, TREE), [("reduce_scatter", ALL, 2), ("all_gather", ALL, 2)]),
+        (
+            ("servers", RING, RING),
+            [("reduce_scatter", SERVER, 1), ("all_reduce", COLUMN, 1), ("all_gather", SERVER, 1)],
+        ),
+        (
+            ("servers", TREE, TREE),
+            [
+                ("reduce_scatter", SERVER, 2),
+                ("reduce_scatter", COLUMN, 2),
+                ("all_gather", COLUMN, 2),
+                ("all_gather", SERVER, 2),
+            ],
+        ),
+    ],
+)
+def test_each_phase_has_groups_that_no_other_phase_uses(monkeypatch, choice, expected):
+    """Or calls for different buckets would meet. Halving/doubling has two, because gloo is slow both ways at once."""
+    called = []
+
+    class Recorded:
+        def __init__(self, ranks, group, rank, back=None):
+            self.ranks, self.groups = ranks, {group, back} - {None}
+
+        def __getattr__(self, name):
+            return lambda buffer: (called.append((name, self.ranks, self.groups)), buffer)[1]
+
+    monkeypatch.setattr(phases, "Backend", Recorded)
+    monkeypatch.setattr(phases, "HalvingDoubling", Recorded)
+    monkeypatch.setattr(phases, "groups", lambda *_: object())
+    monkeypatch.setattr(phases, "timeout_of", lambda device: None)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    job, servers = Job(torch.ones(4)), Placement(((0, 1), (2, 3)))
+    for phase in phases_of(Choice(*choice), servers, torch.device("cpu"), 4.0):
+        phase(job)
+    assert [(name, ranks, len(groups)) for name, ranks, groups in called] == expected
+    assert len(set().union(*(groups for *_, groups in called))) == sum(number for *_, number in expected)
+    assert job.buffer.tolist() == [0.25] * 4
+
+
+def test_the_interpreter_s_exit_wakes_no_thread_of_a_phase(monkeypatch):
+    made, finalize = [], weakref.finalize
+    monkeypatch.setattr(weakref, "finalize", lambda *of: (made.append(finalize(*of)), made[-1])[1])
+    runner = Threads([lambda job: None])
+    assert [each.atexit for each in made] == [False]
+    runner.close()
 
 
 def test_after_an_error_no_further_bucket_is_summed_and_each_is_told_at_once():
@@ -412,6 +473,14 @@ def test_what_decides_the_order_of_a_sum(one, other, same):
     assert same_order(one, other) is same
 
 
+def test_a_checkpoint_keeps_what_decides_the_order_of_a_sum(monkeypatch):
+    monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+    servers, settings = ((0, 2), (1, 3)), AggregationSettings(500, True, 1.0, 4.0)
+    engine = SimpleNamespace(aggregation=SimpleNamespace(choice=FLAT, placement=Placement(servers), settings=settings))
+    kept = saved(between="backend", inside="backend", servers=servers, bucket=500)
+    assert saved_choice(engine) == {**kept, "backend": "nccl"}
+
+
 def test_another_number_of_processes_is_said():
     said = []
     tell_of_another_order(SimpleNamespace(aggregation=None), None, (4, 2), said.append)
@@ -448,6 +517,13 @@ def test_another_micro_batch_than_the_checkpoints_is_said():
         (4, True, 0, "zero_optimization.reduce_bucket_size", False),  # DeepSpeed does not read it there
         (4, False, 1, "zero_optimization.reduce_bucket_size", False),
         (4, True, 1, "zero_optimization.allgather_bucket_size", False),
+        (1, True, 0, "data_types.grad_accum_dtype", True),
+        (2, True, 0, "prescale_gradients", True),
+        (2, True, 0, "communication_data_type", True),
+        (4, True, 1, "zero_optimization.reduce_scatter", True),
+        (4, True, 1, "zero_optimization.contiguous_gradients", True),
+        (4, True, 1, "zero_optimization.round_robin_gradients", True),
+        (4, True, 1, "zero_optimization.use_multi_rank_bucket_allreduce", True),
     ],
 )
 def test_other_buckets_and_divisors_than_the_checkpoints_are_said(monkeypatch, world_size, own, stage, key, said):
@@ -458,3 +534,16 @@ def test_other_buckets_and_divisors_than_the_checkpoints_are_said(monkeypatch, w
     put(now, key, 4)
     say_other_sums(engine, before, now, lines.append)
     assert [line.partition(":")[0] for line in lines] == said * [key]
+
+
+def test_a_key_that_only_one_json_names_is_compared_with_deepspeeds_default():
+    defaults = resume.ALONE | resume.TOGETHER | resume.BUCKETS
+    of_zero = {key: default for key, default in defaults.items() if key.startswith("zero_optimization.")}
+    assert of_zero == {key: getattr(DeepSpeedZeroConfig(), key.partition(".")[2]) for key in of_zero}
+    assert {key: defaults[key] for key in defaults.keys() - of_zero.keys()} == {
+        constants.TRAIN_MICRO_BATCH_SIZE_PER_GPU: constants.TRAIN_MICRO_BATCH_SIZE_PER_GPU_DEFAULT,
+        f"{constants.DATA_TYPES}.{constants.GRAD_ACCUM_DTYPE}": constants.GRAD_ACCUM_DTYPE_DEFAULT,
+        constants.GRADIENT_PREDIVIDE_FACTOR: constants.GRADIENT_PREDIVIDE_FACTOR_DEFAULT,
+        constants.PRESCALE_GRADIENTS: constants.PRESCALE_GRADIENTS_DEFAULT,
+        constants.COMMUNICATION_DATA_TYPE: constants.COMMUNICATION_DATA_TYPE_DEFAULT,
+    }

@@ -12,6 +12,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.config.schema import Aggregation
 from lbsgd.errors import ConfigError
 from lbsgd.train.aggregation.aggregation import AggregationSettings
+from lbsgd.train.aggregation.placement import Placement
 
 TREE, RING = "halving_doubling", "backend"
 
@@ -35,6 +36,24 @@ def test_auto_follows_a_fixed_rule(sizes, backend, hierarchy, between, inside):
     assert (choice.hierarchy, choice.between, choice.inside) == (hierarchy, between, inside)
     assert choice.is_tree == (between == TREE)
     assert ("bits depend on placement" in choice.reason) == (backend == "gloo" and between == RING)
+
+
+@pytest.mark.parametrize(
+    "names, servers, in_blocks, of_rank_1",
+    [
+        ("bbaa", ((0, 1), (2, 3)), True, ((0, 1), (1, 3))),
+        ("abab", ((0, 2), (1, 3)), False, ((1, 3), (0, 1))),
+        ("baab", ((0, 3), (1, 2)), False, ((1, 2), (0, 1))),
+    ],
+)
+def test_servers_come_by_their_lowest_rank_whatever_their_names(monkeypatch, names, servers, in_blocks, of_rank_1):
+    def gather(found, _):
+        found[:] = names
+
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: len(names))
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    placement = Placement.gather()
+    assert (placement.servers, placement.in_blocks, placement.of(1)) == (servers, in_blocks, of_rank_1)
 
 
 def test_what_is_asked_for_comes_first():
