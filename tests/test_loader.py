@@ -2,11 +2,12 @@
 
 import copy
 import io
+import itertools
 import os
 import threading
 import time
 import zlib
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from queue import Empty
@@ -17,12 +18,14 @@ import numpy as np
 import pytest
 import torch
 from commands import script
+from numba.extending import is_jitted
 from PIL import Image
 from stock_ffcv import with_stock_ffcv
 
 from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.algorithm.shuffle import epoch_order, rank_batches
 from lbsgd.convert.convert import convert
+from lbsgd.data import read_ahead
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.crops import centre_crop, crop_key, random_resized_crop
 from lbsgd.data.ffcv_loader import DecodingThread, SharedShuffleOrder
@@ -33,6 +36,8 @@ from lbsgd.data.native.kernels import NO_MEMORY, Crops
 from lbsgd.data.read_ahead import ReadAhead, ReadFrom, read_whole
 from lbsgd.data.share import Cut, Pixels, Share
 from lbsgd.errors import ConfigError, DataError
+from lbsgd.processes.environment import Processes
+from lbsgd.train.images import is_read_from_disk, open_files
 
 NUM_TRAIN, NUM_VAL, GLOBAL_BATCH = 53, 21, 16
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -71,6 +76,12 @@ def joined(batches):
     return torch.cat(images), torch.cat(labels)
 
 
+def is_parallel(loader):
+    """Return whether several threads decode a batch, as Numba has compiled it."""
+    [(stage, _)], _ = loader.images.pipeline.code
+    return any(function.targetoptions.get("parallel") for function in filter(is_jitted, stage.__globals__.values()))
+
+
 # --- the same pixels --------------------------------------------------------------------------------------------------
 
 
@@ -82,6 +93,7 @@ def test_pixels_do_not_depend_on_threads_batches_processes_and_passes(photos, lo
         train_loader(photos, threads=threads, micro_batch=micro_batch, share=Share(rank, world_size))
         for rank in range(world_size)
     ]
+    assert [is_parallel(other) for other in ranks] == [threads > 1] * world_size
     parts = [joined(other.epoch(2)) for other in ranks]
     for whole, cut in zip((images, labels), zip(*parts, strict=True), strict=True):
         iterations = torch.stack([part.view(3, 16 // world_size, *whole.shape[1:]) for part in cut], dim=1)
@@ -181,12 +193,12 @@ def decoding_threads():
 
 def test_a_failure_in_ffcv_s_thread_ends_the_training_within_seconds(loader, monkeypatch):
     def fails(**_):
-        raise RuntimeError(f"the disk is gone, for {numba.get_num_threads()} thread")
+        raise OSError(f"the disk is gone, for {numba.get_num_threads()} thread")
 
     stages, outputs = loader.images.pipeline.code
     monkeypatch.setattr(loader.images.pipeline, "code", ([(fails, stages[0][1])], outputs))
     start = time.monotonic()
-    with pytest.raises(DataError, match="decoding .*train.beton failed: RuntimeError.*the disk is gone, for 1 thread"):
+    with pytest.raises(DataError, match="decoding .*train.beton failed: OSError.*the disk is gone, for 1 thread"):
         next(loader.epoch(0))
     assert time.monotonic() - start < 5
     assert not decoding_threads()
@@ -209,6 +221,36 @@ def test_an_epoch_that_is_left_leaves_no_thread(loader):
     for _ in loader.epoch(0):
         break
     assert not decoding_threads()
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The numbers of the batches that threads have decoded."""
+    numbers, run_pipeline = [], DecodingThread.run_pipeline
+
+    def counted(thread, number, *arguments):
+        result = run_pipeline(thread, number, *arguments)
+        numbers.append(number)
+        return result
+
+    monkeypatch.setattr(DecodingThread, "run_pipeline", counted)
+    return numbers
+
+
+def test_an_epoch_that_is_left_is_not_decoded_to_its_end(loader, decoded):
+    """ImageNet's would keep a run from ending for minutes."""
+    batches = loader.images.batches(np.zeros(8 * 50, int), crop_key(7, 0))
+    next(batches)
+    batches.close()
+    assert len(decoded) < 25
+
+
+def test_a_batch_keeps_its_pixels_while_the_thread_decodes_as_far_ahead_as_it_may(loader, decoded):
+    with closing(DecodingThread(loader.images.pipeline, np.arange(48), crop_key(7, 0))) as thread:
+        pixels = next(thread)
+        before = pixels.copy()
+        wait_until(lambda: len(decoded) == 5)  # this one, three in the queue, and one that waits for a place there
+        assert np.array_equal(pixels, before)
 
 
 def test_close_ends_the_threads_of_epochs_that_are_still_referred_to(loader):
@@ -338,10 +380,17 @@ def test_an_image_for_which_no_memory_is_left_ends_the_epoch_and_is_not_taken_fo
 
 
 def test_reading_ahead_changes_no_pixel_and_leaves_no_thread(photos, loader, monkeypatch):
-    taken, advance = [], ReadAhead.advance
+    taken, advance, asked = [], ReadAhead.advance, []
     monkeypatch.setattr(ReadAhead, "advance", lambda self, number: (taken.append(number), advance(self, number)))
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, advice: asked.append(start + size))
+    order = epoch_order(NUM_TRAIN, 7, 3)[:48]
+    ends = (photos.train.images["data_at"][order] + photos.train.sizes[order]).tolist()
     ahead = train_loader(photos, threads=2, micro_batch=8, from_disk=True)
-    assert all(map(torch.equal, joined(ahead.epoch(3)), joined(loader.epoch(3))))
+    epoch = ahead.epoch(3)
+    first = next(epoch)
+    wait_until(lambda: asked and asked[-1] == ends[-1])
+    assert asked == [end for end in ends if end in asked]  # without those decoded before the thread began
+    assert all(map(torch.equal, joined(itertools.chain([first], epoch)), joined(loader.epoch(3))))
     assert taken == [8, 16, 24, 32, 40, 48]  # or it stops once it is far enough ahead
     next(ahead.epoch(4))
     ahead.close()
@@ -406,6 +455,20 @@ def test_what_cannot_be_read_ahead_is_said_once(photos, tmp_path, monkeypatch, c
     assert (said.out, said.err) == (line + "\n", "")
 
 
+def test_a_file_is_read_to_its_end_into_memory(tmp_path, monkeypatch):
+    class Watched(io.FileIO):
+        def readinto(self, buffer):
+            read.append(super().readinto(buffer))
+            return read[-1]
+
+    read = []
+    (tmp_path / "train.beton").write_bytes(bytes(10))
+    monkeypatch.setattr(read_ahead, "CHUNK", 4)
+    monkeypatch.setattr(read_ahead, "open", lambda path, *_, **__: Watched(path), raising=False)
+    read_whole(tmp_path / "train.beton")
+    assert read == [4, 4, 2, 0]
+
+
 def wait_until(condition):
     for _ in range(1000):
         if condition():
@@ -426,6 +489,41 @@ def test_a_file_that_fits_comes_from_memory_and_one_that_does_not_from_the_disk(
     monkeypatch.setattr("psutil.virtual_memory", partial(SimpleNamespace, available=size))
     with pytest.raises(ConfigError, match="--in_memory: train.beton has .* MB, .* are free"):
         ReadFrom.choose(path, in_memory=True)
+
+
+def test_the_json_s_augmentation_and_the_process_s_share_reach_the_loaders(photos, monkeypatch):
+    def noting(beton, cut=None, **options):
+        opened[beton.path.stem] = (cut, {name: options.get(name) for name in named})
+        return io.BytesIO()  # it only has to be closed
+
+    named, opened = ("crop_scale", "flip", "from_disk", "batch", "share", "threads", "pixels"), {}
+    for kind in ("TrainLoader", "EvalLoader"):
+        monkeypatch.setattr(f"lbsgd.data.loaders.{kind}", noting)
+    monkeypatch.setattr("lbsgd.train.images.is_read_from_disk", lambda file, *_: file is photos.val)
+    augmentation, share = SimpleNamespace(crop_scale=[0.5, 0.75], flip=False), Share(1, 2)
+    recipe = SimpleNamespace(augmentation=augmentation, seed=7)
+    plan = SimpleNamespace(recipe=recipe, global_batch=16, micro_batch=4, world_size=2)
+    with ExitStack() as stack:
+        open_files(photos, 3, False, plan, Processes(1, 2, 1, 2), PIXELS, stack)
+    cut = Cut(seed=7, global_batch=16, micro_batch=4, share=share)
+    assert opened == {
+        "train": (cut, dict(zip(named, ((0.5, 0.75), False, False, None, None, 3, PIXELS), strict=True))),
+        "val": (None, dict(zip(named, (None, None, True, 4, share, 3, PIXELS), strict=True))),
+    }
+
+
+@pytest.mark.parametrize("rank, local_rank", [(0, 0), (1, 1), (8, 0)])
+def test_one_process_of_each_host_reads_a_file_into_memory_and_rank_0_says_so(
+    photos, monkeypatch, capsys, rank, local_rank
+):
+    read = []
+    monkeypatch.setattr("lbsgd.train.images.read_whole", read.append)
+    assert not is_read_from_disk(photos.train, True, Processes(rank, 16, local_rank, 8))
+    for thread in threading.enumerate():
+        if thread.name == "lbsgd read whole":
+            thread.join()
+    assert read == [photos.train.path] * (local_rank == 0)
+    assert ("from memory: train.beton has" in capsys.readouterr().out) == (rank == 0)
 
 
 # --- FFCV's own Loader and torch's ------------------------------------------------------------------------------------
