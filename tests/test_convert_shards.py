@@ -441,6 +441,21 @@ def test_a_shard_of_several_names_is_taken_once(tmp_path):
     assert len(found.train) == 12 and len(found.val) == 6
 
 
+def test_what_only_has_the_name_of_a_shard_is_none(tmp_path):
+    """macOS puts a file of attributes beside each one, and people unpack a tar into a folder of its name."""
+    for name in ("train-0.tar", "val-0.tar", "._train-0.tar", "._train-1.tar"):
+        (tmp_path / name).touch()
+    (tmp_path / "train-1.tar").mkdir()
+    assert find_shards(tmp_path).names == {"train": ["train-0.tar"], "val": ["val-0.tar"]}
+
+
+def test_one_file_may_be_a_shard_of_both_splits(tmp_path):
+    """As in a data set for a trial, whose validation images are a link to the training images."""
+    (tmp_path / "train-0.tar").touch()
+    (tmp_path / "val-0.tar").symlink_to("train-0.tar")
+    assert find_shards(tmp_path).names == {"train": ["train-0.tar"], "val": ["val-0.tar"]}
+
+
 def test_tars_of_classes_are_not_taken_for_shards(tmp_path):
     for name in ("train/n01440764.tar", "train/n01443537.tar"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
