@@ -169,6 +169,36 @@ def test_a_gpu_whose_memory_a_library_finds_full_is_no_lost_process_and_no_bug(t
     assert error.exit_code == 2 and str(error).startswith("the GPU's memory is full at iteration 0 (")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 5000ms for recv operation",
+        "Gloo connectFullMesh failed with a timeout",
+        "ProcessGroupWrapper: Monitored Barrier encountered error running collective",
+        "Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?",
+        "connection reset by peer",
+        "sendBytes failed on SocketImpl(fd=12): Broken pipe",
+    ],
+)
+def test_whatever_words_a_library_has_for_a_lost_process_it_is_told_as_one(text):
+    error = first_cause_module.explained(RuntimeError(text), "iteration 7", object())
+    assert isinstance(error, LostProcessError) and str(error) == f"lost another process at iteration 7 ({text})"
+
+
+def test_the_ways_out_of_full_memory_are_those_of_the_device_whose_memory_is_full():
+    for full, whose, way in (
+        (torch.OutOfMemoryError("CUDA out of memory"), "the GPU's", "--no-cuda_graphs"),
+        (MemoryError("Unable to allocate 2.00 GiB"), "the host's", "--loader_threads"),
+    ):
+        said = str(first_cause_module.explained(full, "iteration 0", object()))
+        assert said.startswith(f"{whose} memory is full at iteration 0 ({full}); ") and way in said
+
+
+def test_the_time_in_which_the_first_cause_is_looked_for_is_enough_to_find_a_silent_process():
+    needed = first_cause_module.TOLD_SECONDS + 3 * Peers.BEAT_SECONDS
+    assert needed + 2 <= first_cause_module.FIRST_CAUSE_SECONDS  # 2 for the store to answer
+
+
 def test_words_of_a_connection_tell_of_no_lost_process_where_nobody_else_is_or_no_call_failed(monkeypatch):
     """Each is a bug, even if the console for its traceback is gone."""
     console = io.StringIO()
@@ -376,6 +406,35 @@ def test_a_process_that_moves_again_while_the_first_cause_is_looked_for_goes_on(
     monkeypatch.setattr(guard, "end", ended.append)
     with guard:
         assert asked.wait(PATIENCE_SECONDS)
+    assert ended == []
+
+
+def test_a_run_that_ends_while_the_first_cause_is_looked_for_ends_well(monkeypatch):
+    ended, asked = [], threading.Event()
+    guard = Guard(ALONE, 0.2)
+
+    def look_for_cause():
+        asked.set()
+        assert guard.closing.wait(PATIENCE_SECONDS)
+
+    monkeypatch.setattr(guard, "first_cause", look_for_cause)
+    monkeypatch.setattr(guard, "end", ended.append)
+    with guard:
+        assert asked.wait(PATIENCE_SECONDS)
+    assert ended == []
+
+
+def test_a_failure_that_is_heard_of_once_the_run_has_ended_changes_nothing(monkeypatch):
+    """Another process may fail while it writes its last files."""
+
+    def failure():
+        guard.closing.set()
+        return OtherFailed(1, "beta", "no number", 3)
+
+    ended, guard = [], Guard(ALONE, 60)
+    peers = SimpleNamespace(BEAT_SECONDS=0, beat=lambda position: None, stop_requested=lambda: None, failure=failure)
+    monkeypatch.setattr(guard, "end", ended.append)
+    guard.follow_peers(peers)
     assert ended == []
 
 

@@ -1,5 +1,6 @@
 """The environment's variables, the launcher's own arguments, and one line for an error."""
 
+import io
 import math
 import os
 import re
@@ -18,9 +19,12 @@ from commands import script
 from crash import PATIENCE_SECONDS
 from deepspeed.launcher.runner import DLTS_HOSTFILE, parse_args
 
-from lbsgd.errors import ConfigError
+from lbsgd.disk import OutputError
+from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments.launch import end_with_grid
+from lbsgd.processes import ending
 from lbsgd.processes import launcher as launcher_module
+from lbsgd.processes.ending import end_before_joining
 from lbsgd.processes.environment import Processes, master
 from lbsgd.processes.launcher import (
     command_line,
@@ -422,6 +426,87 @@ def test_a_process_that_is_ended_while_another_one_tells_their_error_has_its_exi
     words = [sys.executable, "-c", ENDS_BY_ANOTHERS_HAND]
     done = subprocess.run(words, env={**os.environ, **place}, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+class Ended(BaseException):
+    """In place of the end of this process."""
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """The exit code of an error that would end this process, its text and whether it is quiet."""
+    told = []
+
+    def end(error, quiet=False):
+        told.append((error.exit_code, str(error), quiet))
+        raise Ended
+
+    monkeypatch.setattr(ending, "end_with_error", end)
+    return told
+
+
+@pytest.mark.parametrize(
+    "place, of_rank_0, launched, waits, tells",
+    [
+        ((0, 1, 0, 1), True, False, False, False),
+        ((0, 2, 0, 2), False, False, False, False),  # all find it by themselves
+        ((0, 2, 0, 2), True, False, False, True),  # srun --wait=0 ends no other process
+        ((0, 2, 0, 2), True, True, False, False),
+        ((1, 2, 1, 2), False, True, True, False),
+        ((2, 4, 0, 2), False, True, False, True),  # no launcher ends those of the other host
+        ((3, 4, 1, 2), False, True, True, True),
+    ],
+)
+def test_who_waits_and_who_tells_others_of_an_error_before_the_processes_meet(
+    environment, monkeypatch, ended, place, of_rank_0, launched, waits, tells
+):
+    environment(dict(zip(("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE"), map(str, place), strict=True)))
+    did, error = [], DataError("no file")
+    error.of_rank_0 = of_rank_0
+    monkeypatch.setattr(ending, "at_a_signal", lambda do: None)
+    monkeypatch.setattr(ending, "launchers", lambda: ["deepspeed"] * launched)
+    monkeypatch.setattr(ending, "time", SimpleNamespace(sleep=lambda seconds: did.append("waits")))
+    monkeypatch.setattr(ending, "print_error", lambda error: did.append("prints"))
+    monkeypatch.setattr("lbsgd.processes.peers.tell_before_joining", lambda *_: did.append("tells"))
+    with pytest.raises(Ended):
+        end_before_joining(error)
+    assert did == ["waits"] * waits + ["prints"] + ["tells"] * tells
+    assert ended == [(2, "no file", True)]
+
+
+def test_an_output_that_is_full_before_the_processes_meet_is_told_to_those_that_print_nothing(monkeypatch):
+    told = []
+    monkeypatch.setattr(ending, "end_before_joining", told.append)
+    with ending.before_joining():
+        raise OutputError("no room") from OSError(28, "No space left on device")
+    assert [(error.exit_code, error.of_rank_0) for error in told] == [(2, True)]
+
+
+@pytest.mark.parametrize(
+    "rank, told, quiet", [("0", False, False), ("1", False, True), ("0", True, True), ("", False, False)]
+)
+def test_one_process_of_a_host_says_that_a_signal_has_ended_it_unless_its_launcher_does(
+    monkeypatch, ended, rank, told, quiet
+):
+    monkeypatch.setenv("LOCAL_RANK", rank) if rank else monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(ending, "at_a_signal", lambda do: do(signal.SIGTERM))
+    with pytest.raises(Ended):
+        ending.end_at_a_signal(" at the start", told)
+    assert ended == [(75, "SIGTERM at the start", quiet)]
+
+
+def test_an_end_shows_the_cursor_that_a_progress_bar_has_hidden(monkeypatch):
+    def end(code):
+        raise Ended
+
+    console = io.StringIO()
+    console.isatty = lambda: True
+    monkeypatch.setattr("sys.stdout", console)
+    monkeypatch.setattr("os._exit", end)
+    monkeypatch.setattr("threading.Timer", lambda *_: SimpleNamespace(start=lambda: None))
+    with pytest.raises(Ended):
+        ending.end_with_error(DataError("no file"), quiet=True)
+    assert console.getvalue() == "\033[?25h"
 
 
 ALONE_AND_ITS_CHILD = """
