@@ -106,13 +106,24 @@ def test_torch_keeps_its_code_in_this_user_s_folder_or_a_run_that_compiles_is_re
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == f"{host_files.folder()}/torchinductor"
 
 
-def test_torch_compiles_into_no_folder_from_which_no_code_may_be_run(monkeypatch):
-    """A server may mount /tmp noexec, and torch would end with the loader's error."""
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC | os.ST_NODEV))
-    with pytest.raises(ConfigError, match="^--compile: .*/lbsgd-.* mounted noexec, .*; set TMPDIR or TORCHINDUCTOR_CA"):
+@pytest.mark.parametrize(
+    "flags, name, why",
+    [
+        (os.ST_NOEXEC | os.ST_NODEV, "temporary", "lies on a file system that is mounted noexec, "),
+        (os.ST_NODEV, "my temporary", "has a space in its name, with which torch does not call the compiler"),
+    ],
+)
+def test_torch_compiles_into_no_folder_in_which_that_must_fail(monkeypatch, tmp_path, flags, name, why):
+    """A server may mount /tmp noexec, and torch's calls of the compiler quote no path."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that the variable is as before after the test
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    (tmp_path / name).mkdir(exist_ok=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=flags))
+    with pytest.raises(ConfigError, match=f"^--compile: .*/lbsgd-.* {why}.*; set TMPDIR or TORCHINDUCTOR_CACHE_DIR"):
         host_files.keep_torchs_code(compiles=True)
-    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    host_files.keep_torchs_code(compiles=False)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("home", ["file", "home", "~", "absent/user"])

@@ -52,15 +52,14 @@ def keep_torchs_code(compiles: bool) -> None:
     """Let torch.compile keep its code in this user's folder. Call this before torchvision is imported.
 
     torch's own place is TMPDIR/torchinductor_NAME. Anybody may have made that folder, and torch unpickles its files.
-    Raises ConfigError if the run compiles and this user's folder cannot be used, or if no code may be run from there.
+    Raises ConfigError if the run compiles and this user's folder cannot be used, or is unfit for code.
     """
     if TORCHS_CODE in os.environ:
         return
     if place := folder():
-        if compiles and os.statvfs(place).f_flag & os.ST_NOEXEC:
+        if compiles and (why := unfit_for_code(place)):
             raise ConfigError(
-                f"--compile: {place} lies on a file system that is mounted noexec, from which no code may be run; set "
-                f"TMPDIR or {TORCHS_CODE} to a folder of your own elsewhere"
+                f"--compile: {place} {why}; set TMPDIR or {TORCHS_CODE} to a folder of your own elsewhere"
             )
         os.environ[TORCHS_CODE] = str(place / "torchinductor")
     elif compiles:
@@ -68,6 +67,13 @@ def keep_torchs_code(compiles: bool) -> None:
             f"--compile: {tempfile.gettempdir()}/lbsgd-{os.getuid()} is not a folder of this user alone, and code from "
             f"it cannot be trusted; remove it, or set TMPDIR or {TORCHS_CODE} to a folder of your own"
         )
+
+
+def unfit_for_code(place: Path) -> str:
+    """Return why torch.compile cannot keep its code in a folder, "" if it can."""
+    if os.statvfs(place).f_flag & os.ST_NOEXEC:
+        return "lies on a file system that is mounted noexec, from which no code may be run"
+    return "has a space in its name, with which torch does not call the compiler" if " " in str(place) else ""
 
 
 def keep_tritons_code() -> None:
