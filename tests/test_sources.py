@@ -735,6 +735,8 @@ def test_a_header_that_would_go_in_circles_or_fill_the_memory_is_refused(tmp_pat
     said = [message.replace("n02102040/", "n02102040/" if nested else "")]
     if "-" in message or "below" in message:
         said.append("a header is damaged after member")
+    if "64,424" in message:
+        said.append("empty header after member")  # Python 3.14 itself reads no header that ends after its file
     assert any(words in str(error.value) for words in said) and "a.tar" in str(error.value)
 
 
