@@ -1,5 +1,6 @@
 """The FFCV loader: equal pixels for any threads, batches, processes and restarts; no image lost, no thread left."""
 
+import atexit
 import copy
 import io
 import itertools
@@ -221,6 +222,20 @@ def test_an_epoch_that_is_left_leaves_no_thread(loader):
     for _ in loader.epoch(0):
         break
     assert not decoding_threads()
+
+
+def test_a_program_that_ends_within_an_epoch_ends_its_thread_first(loader, monkeypatch):
+    """Python 3.14 would wait forever for a lock of the thread, which it has stopped."""
+    ends = []
+    monkeypatch.setattr(atexit, "register", ends.append)
+    monkeypatch.setattr(atexit, "unregister", ends.remove)
+    batches = loader.epoch(0)
+    next(batches)
+    [end] = ends
+    end()
+    assert not decoding_threads()
+    batches.close()
+    assert ends == []
 
 
 @pytest.fixture

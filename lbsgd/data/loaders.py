@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 
@@ -60,10 +61,13 @@ class DecodedImages:
             read_ahead = ReadAhead(self.beton.path, starts, sizes)
         thread = DecodingThread(self.pipeline, numbers, key, read_ahead)
         self._threads.add(thread)
+        # If a program ends within an epoch, Python stops the thread, perhaps with a lock that close would wait for.
+        atexit.register(thread.close)
         try:
             yield from zip(self._prefetcher(thread), self._labels(numbers), strict=True)
         finally:
             thread.close()
+            atexit.unregister(thread.close)
             self._threads.discard(thread)
 
     def _labels(self, numbers: np.ndarray) -> Iterator[torch.Tensor]:
