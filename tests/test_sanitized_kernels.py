@@ -52,6 +52,14 @@ def objects(tmp_path_factory):
     return {source.name: compile_file(source, folder) for source in (DRIVER, *folder.glob("*.c"))}
 
 
+def libjpeg_turbo():
+    """Return the first number of libjpeg-turbo's version."""
+    headers = "#include <stdio.h>\n#include <jpeglib.h>\n"
+    done = subprocess.run(["cc", "-E", "-dM", "-xc", "-"], input=headers, stdout=subprocess.PIPE, text=True, check=True)
+    [version] = re.findall(r"^#define LIBJPEG_TURBO_VERSION (\d+)", done.stdout, flags=re.MULTILINE)
+    return int(version)
+
+
 def link(folder, objects):
     """Return the program made of these objects."""
     wrapped = [f"-Wl,--wrap={name}" for name in ("malloc", "calloc", "aligned_alloc")]  # the driver makes them fail
@@ -143,4 +151,7 @@ def test_a_fault_in_the_kernels_is_seen(images, objects, tmp_path, file, right, 
     source = USED_BY.get(file, file)
     program = link(tmp_path, (objects | {source: compile_file(tmp_path / source, tmp_path)}).values())
     ended = drive(program, images, NUM_IMAGES // 8)
-    assert ended.returncode != 0 and message in ended.stderr, ended.stderr
+    if "can_crop_columns" in right and libjpeg_turbo() >= 3:
+        assert ended.returncode == 0, ended.stderr  # it writes these columns itself
+    else:
+        assert ended.returncode != 0 and message in ended.stderr, ended.stderr
