@@ -1,5 +1,5 @@
 # make demo       set up, then JPEG files -> FFCV -> ResNet-50 with DeepSpeed -> error, log, checkpoint, curves
-# make test       set up, lint, then the tests (13 to 21 minutes on 2 cores)
+# make test       set up, lint, then the tests (9 to 21 minutes on 2 cores)
 # make test-slow  the tests that take minutes each; make test-gpu those that need a GPU
 # make lint       ruff and mypy, as set in pyproject.toml; make format lets ruff rewrite what it can
 # make docs       the API reference in docs/api
