@@ -9,7 +9,7 @@ import resource
 import secrets
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -58,6 +58,11 @@ def is_there(path: Path) -> bool:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
 
 
+def nearest(folder: Path, there: Callable[[Path], bool] = os.path.exists) -> Path:
+    """Return the folder, or the nearest one above it that is there."""
+    return next(place for place in (folder, *folder.absolute().parents) if there(place))
+
+
 def to_disk(path: Path) -> None:
     """Flush a file from the page cache to the disk, or a folder's names, for example after a rename.
 
@@ -98,6 +103,13 @@ def hold_closed_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number: this one
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)
+
+
+def discard(descriptor: int) -> None:
+    """Let what is written to a descriptor from now on go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def require_output() -> None:

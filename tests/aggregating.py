@@ -15,6 +15,7 @@ from lbsgd.train.engine_state import gather_state
 
 SMALL_BUCKETS = 500  # elements; the oracle's network makes six of them
 ONE_BUCKET = 500_000_000
+TREE, RING = "halving_doubling", "backend"  # how two or more parties sum
 OURS = {"hierarchy": "auto", "between": "auto"}
 
 

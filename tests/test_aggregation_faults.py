@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from aggregating import OURS, config, going_on, noise, one_iteration, parameters, run, same_bits
+from aggregating import OURS, RING, TREE, config, going_on, noise, one_iteration, parameters, run, same_bits
 from crash import PATIENCE_SECONDS
 from deepspeed.runtime import constants
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -43,7 +43,7 @@ from lbsgd.train.engine_state import gather_state
 from lbsgd.train.identity import completed
 from lbsgd.train.saver import Saver
 
-ALONE, FLAT = Placement(((0,),)), Choice("flat", "backend", "backend")
+ALONE, FLAT = Placement(((0,),)), Choice("flat", RING, RING)
 OLD = Path(__file__).parent / "fixtures/before_aggregation"
 
 
@@ -111,7 +111,6 @@ def test_before_the_last_pass_nothing_starts():
 # --- phases -----------------------------------------------------------------------------------------------------------
 
 
-TREE, RING = "halving_doubling", "backend"
 SERVER, COLUMN, ALL = (0, 1), (0, 2), (0, 1, 2, 3)  # of rank 0 on two servers of two processes
 
 

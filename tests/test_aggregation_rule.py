@@ -4,6 +4,7 @@ import copy
 from types import SimpleNamespace
 
 import pytest
+from aggregating import RING, TREE
 from small_engine import recipe
 
 from lbsgd.config.aggregation import Choice, choose
@@ -13,8 +14,6 @@ from lbsgd.config.schema import Aggregation
 from lbsgd.errors import ConfigError
 from lbsgd.train.aggregation.aggregation import AggregationSettings
 from lbsgd.train.aggregation.placement import Placement
-
-TREE, RING = "halving_doubling", "backend"
 
 
 @pytest.mark.parametrize(

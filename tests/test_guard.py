@@ -393,31 +393,21 @@ def test_a_process_that_was_stopped_by_ctrl_z_goes_on(tmp_path):
     assert Ending(tmp_path, is_stopped_for_a_day).code == 0
 
 
-def test_a_process_that_moves_again_while_the_first_cause_is_looked_for_goes_on(monkeypatch):
-    ended, asked = [], threading.Event()
-    guard = Guard(ALONE, 0.2)
-
-    def look_for_cause():
-        guard.hang_timeout = 1000
-        guard.alive("iteration 8")
-        asked.set()
-
-    monkeypatch.setattr(guard, "first_cause", look_for_cause)
-    monkeypatch.setattr(guard, "end", ended.append)
-    with guard:
-        assert asked.wait(PATIENCE_SECONDS)
-    assert ended == []
+def moves_again(guard, asked):
+    guard.hang_timeout = 1000
+    guard.alive("iteration 8")
+    asked.set()
 
 
-def test_a_run_that_ends_while_the_first_cause_is_looked_for_ends_well(monkeypatch):
-    ended, asked = [], threading.Event()
-    guard = Guard(ALONE, 0.2)
+def ends(guard, asked):
+    asked.set()
+    assert guard.closing.wait(PATIENCE_SECONDS)
 
-    def look_for_cause():
-        asked.set()
-        assert guard.closing.wait(PATIENCE_SECONDS)
 
-    monkeypatch.setattr(guard, "first_cause", look_for_cause)
+@pytest.mark.parametrize("happens", [moves_again, ends])
+def test_a_run_that_moves_again_or_ends_while_the_first_cause_is_looked_for_is_left_alone(monkeypatch, happens):
+    ended, asked, guard = [], threading.Event(), Guard(ALONE, 0.2)
+    monkeypatch.setattr(guard, "first_cause", lambda: happens(guard, asked))
     monkeypatch.setattr(guard, "end", ended.append)
     with guard:
         assert asked.wait(PATIENCE_SECONDS)

@@ -20,6 +20,7 @@ from typing import NoReturn
 import psutil
 
 from lbsgd.commands.flag_types import OneLineParser, natural, path
+from lbsgd.disk import nearest
 from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
 from lbsgd.processes.launcher import command_line, is_launcher
 from lbsgd.processes.ports import free_port
@@ -124,7 +125,7 @@ def the_demos(_: str) -> NoReturn:
 def require_work_dir(work_dir: Path) -> None:
     """Raise ConfigError if data/ or runs/ cannot be made or written, as in another user's clone."""
     for folder in (work_dir / "data", work_dir / "runs"):
-        place = next(each for each in (folder, *folder.parents) if os.path.exists(each))
+        place = nearest(folder)
         if not (place.is_dir() and os.access(place, os.W_OK)):
             raise ConfigError(f"{place} cannot be written; say with --work_dir where data/ and runs/ shall go")
 

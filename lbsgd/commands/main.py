@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +14,7 @@ from lbsgd.commands import check, config, convert, plan, report, reproduce
 from lbsgd.commands.flag_types import OneLineParser
 from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.commands.reader import reader_may_leave
-from lbsgd.disk import OutputError, hold_closed_streams
+from lbsgd.disk import OutputError, discard, hold_closed_streams
 from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
 from lbsgd.units import NOT_INSTALLED, installed
 
@@ -83,7 +82,7 @@ def flush_output() -> None:
 def drop_output() -> None:
     """Discard unwritten output, because Python would fail on it again when it exits."""
     with suppress(OSError, ValueError):  # a stream without a file, as in a notebook
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout.fileno())
 
 
 class Version(argparse.Action):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from lbsgd.disk import discard
 
 
 @contextmanager
@@ -49,9 +50,7 @@ class _Pipe(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
+            discard(self.fileno())
             if not isinstance(error, BrokenPipeError):
                 raise
             return super().write(data)

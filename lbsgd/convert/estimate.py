@@ -31,7 +31,7 @@ from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import ImageReader, Images, Source
 from lbsgd.data.beton_format import ALLOCATION, CHECKSUM
 from lbsgd.data.pil_image import ImageError
-from lbsgd.disk import exists
+from lbsgd.disk import exists, nearest
 from lbsgd.errors import DataError
 from lbsgd.units import counted, duration, size
 
@@ -156,7 +156,7 @@ def _mean_size(found: Sequence[tuple[int, int]], sizes: np.ndarray) -> float:
 
 def free_bytes(folder: Path) -> int:
     """Return the free bytes of the disk that the folder is, or will be, on."""
-    return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if exists(place))).free
+    return shutil.disk_usage(nearest(folder, exists)).free
 
 
 def check_disk(source: Source, settings: Settings, work: Path, done: int) -> None:

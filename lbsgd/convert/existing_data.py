@@ -15,7 +15,7 @@ from lbsgd.convert.sources import source_version
 from lbsgd.convert.work_folder import CONVERTER_VERSION, conversion_identity, damage_passed_over, is_partly_published
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import Manifest
-from lbsgd.disk import exists, is_dir, is_there
+from lbsgd.disk import exists, is_dir, is_there, nearest
 from lbsgd.errors import DataError
 from lbsgd.units import counted
 
@@ -96,7 +96,7 @@ def before_the_conversion(data_dir: Path, source: Source, settings: Settings, ov
 
 
 def _require_writable(data_dir: Path) -> None:
-    place = next(place for place in (data_dir, *data_dir.absolute().parents) if os.path.lexists(place))
+    place = nearest(data_dir, os.path.lexists)
     if not is_dir(place) or not os.access(place, os.W_OK | os.X_OK):
         number = errno.EACCES if is_dir(place) else errno.ENOTDIR
         raise DataError(f"cannot write to {data_dir}: {os.strerror(number)}; name another folder with --data_dir")

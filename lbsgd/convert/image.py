@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from lbsgd.convert.jpeg_header import plain_size
 from lbsgd.convert.settings import MAX_SIDE, Settings
 from lbsgd.data.beton_format import JPEG, RAW
 from lbsgd.data.pil_image import ImageError, has_16_bits, library_errors, opened, rgb_pixels
+from lbsgd.disk import discard
 from lbsgd.errors import DataError
 
 Size = tuple[int, int]  # (width, height)
@@ -96,7 +96,7 @@ def quiet_opencv() -> None:
     import cv2
 
     cv2.setNumThreads(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    discard(2)
 
 
 @contextlib.contextmanager

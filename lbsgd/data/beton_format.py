@@ -39,9 +39,9 @@ def metadata_record(types: list[int]) -> np.dtype:
     return np.dtype([("", IMAGE if type_id == IMAGE_FIELD else LABEL) for type_id in types], align=True)
 
 
-def converting_into(folder: str | os.PathLike) -> str:
+def converting_into(folder: str | os.PathLike, source: str | os.PathLike = "IMAGENET") -> str:
     """Return the command that makes a data folder, as a shell takes it."""
-    return f"lbsgd convert --source IMAGENET --data_dir {shlex.quote(os.fspath(folder))}"
+    return shlex.join(["lbsgd", "convert", "--source", os.fspath(source), "--data_dir", os.fspath(folder)])
 
 
 def damaged(path: Path, reason: str) -> DataError:

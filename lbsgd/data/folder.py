@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from shlex import quote
 
 import numpy as np
 
@@ -177,7 +176,7 @@ def _open(folder: Path, names: Sequence[str]) -> tuple[list[BetonFile], Manifest
     if missing and any(os.path.exists(folder / source) for source in SOURCES):
         raise DataError(
             f"{folder} holds images that are not converted yet; convert them into another folder, and give that: "
-            f"lbsgd convert --source {quote(str(folder))} --data_dir {quote(os.path.abspath(folder) + '_ffcv')}"
+            f"{converting_into(os.path.abspath(folder) + '_ffcv', folder)}"
         )
     if missing:
         raise DataError(

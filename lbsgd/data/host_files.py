@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from lbsgd.data.mapped import mapped
-from lbsgd.disk import exists, locked
+from lbsgd.disk import exists, locked, nearest
 from lbsgd.errors import ConfigError
 
 HEAD = np.dtype([("magic", "S8"), ("checksum", "<u4"), ("unused", "V4"), ("num_bytes", "<u8"), ("reserved", "V40")])
@@ -82,8 +82,9 @@ def keep_tritons_code() -> None:
     So it is in a container (`docker run --user 1000` sets HOME=/), and Triton would end with a PermissionError.
     """
     home = Path(os.path.expanduser("~/.triton/cache"))
-    there = next(each for each in (home, *home.parents) if os.path.exists(each))
-    usable = home.is_absolute() and os.access(there, os.W_OK)  # not absolute: nothing tells where the home folder is
+    usable = home.is_absolute() and os.access(
+        nearest(home), os.W_OK
+    )  # not absolute: nothing tells where the home folder is
     if not usable and not any(name in os.environ for name in TRITONS_CODE) and (place := folder()):
         os.environ[TRITONS_CODE[0]] = str(place / "triton")
 

@@ -1,6 +1,5 @@
 """Show a run's progress on rank 0: a bar on a terminal, plain lines anywhere else."""
 
-import os
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lbsgd.disk import discard
 from lbsgd.report.lines import NAME_WIDTH, fact, fitted
 from lbsgd.report.measure import TOP1, Measure
 from lbsgd.units import clock, harmless
@@ -27,7 +27,7 @@ class Screen(Console):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes there when it ends
+            discard(sys.stdout.fileno())  # Python writes there when it ends
 
 
 class Progress:
