@@ -59,6 +59,11 @@ def test_no_value_is_a_traceback(tmp_path, capsys, number, key):
         ("environment", None, "environment, which is no object"),
         ("judged_by", ["a"], "judged_by, which is no list of measures"),
         ("judged_by", [], "judged_by, which is no list of measures"),
+        (
+            "judged_by",
+            [{"key": "a", "name": "a", "short": "a", "training": [1]}],
+            "judged_by, which is no list of measures",
+        ),
     ],
 )
 def test_the_key_is_named(tmp_path, key, value, words):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from lbsgd.algorithm.schedule import ScalingRule
 from lbsgd.config.keypath import get, is_number
 from lbsgd.errors import DataError
-from lbsgd.report.measure import measures_of
+from lbsgd.report.measure import Measure, measures_of
 
 Record = dict[str, Any]
 LOG_NAME = "log.jsonl"
@@ -95,21 +95,40 @@ FURTHER = {
     "environment.command": LIST,
 }
 TYPES = {**FIRST_LINE, **FURTHER}
-# Numbers of the other lines.
-PLACES = {"iteration", "epoch", "seconds"}
-# Numbers of the other lines that are null if the value was NaN or infinite.
-NUMBERS_OR_NULL = {"lr", "train_loss", "val_loss", "images_per_second", "data_wait_pct"}
+# Numbers of the other lines, which are null where the value was NaN or infinite.
+NUMBER_OR_NULL = or_null(NUMBER)
+NUMBERS_OF_LINES = {
+    **dict.fromkeys(("iteration", "epoch", "seconds"), NUMBER),
+    **dict.fromkeys(("lr", "train_loss", "val_loss", "images_per_second", "data_wait_pct"), NUMBER_OR_NULL),
+}
 ABSENT = object()
 
 
-def missing_keys(record: Record, header: Record) -> list[str]:
-    """Return the keys that a record lacks in a log with this first line. An epoch need not have an evaluation."""
-    kind, measures = record["kind"], measures_of(header)
-    training = {measure.training for measure in measures if measure.training} if kind == "epoch" else set()
-    judged = {measure.key for measure in measures}
-    evaluated = kind == "result" or (kind == "epoch" and judged & record.keys())
-    length = {"num_iterations"} if kind == "run" and (record.get("recipe") or {}).get("epochs") is None else set()
-    return sorted((KEYS[kind] | length | training | (judged if evaluated else set())) - record.keys())
+class Expected:
+    """What each line of a log must have, if its first line names these measures. They are not read again per line."""
+
+    def __init__(self, measures: Sequence[Measure] = ()):
+        self.judged = {measure.key for measure in measures}
+        self.trained = {measure.training for measure in measures if measure.training}
+        self.numbers = NUMBERS_OF_LINES | dict.fromkeys(self.judged | self.trained, NUMBER_OR_NULL)
+
+    def missing(self, record: Record) -> list[str]:
+        """Return the keys that a record lacks. An epoch need not have an evaluation."""
+        kind = record["kind"]
+        keys = KEYS[kind]
+        if kind == "run" and (record.get("recipe") or {}).get("epochs") is None:
+            keys = keys | {"num_iterations"}
+        elif kind == "epoch":
+            keys = keys | self.trained
+        if kind == "result" or (kind == "epoch" and self.judged & record.keys()):
+            keys = keys | self.judged
+        return sorted(keys - record.keys())
+
+    def mistyped(self, record: Record) -> list[str]:
+        """Return in words what is wrong with the values of a line after the first one."""
+        numbers = self.numbers
+        found = [(key, kind.words) for key in record if (kind := numbers.get(key)) and not kind.holds(record[key])]
+        return _in_words(found)
 
 
 def missing_leaves(header: Record) -> list[str]:
@@ -117,24 +136,23 @@ def missing_leaves(header: Record) -> list[str]:
     return [path for path in FIRST_LINE if get(header, path, ABSENT) is ABSENT]
 
 
-def mistyped(record: Record, header: Record) -> list[str]:
-    """Return in words what is wrong with the values of a record. The first line is its own header."""
-    if record["kind"] == "run":
-        values = {path: get(record, path, ABSENT) for path in TYPES}
-        wrong = {path for path, value in values.items() if value is not ABSENT and not TYPES[path].holds(value)}
-        found = {path: TYPES[path].words for path in wrong}
-        try:
-            measures = measures_of(record)
-        except (TypeError, AttributeError):
-            measures = ()
-        if not measures or not all(isinstance(measure.key, str) and measure.key for measure in measures):
-            found["judged_by"] = "no list of measures"
-    else:
-        judged = {key for measure in measures_of(header) for key in (measure.key, measure.training) if key}
-        found = {key: NUMBER.words for key in PLACES & record.keys() if not NUMBER.holds(record[key])}
-        others = (NUMBERS_OR_NULL | judged) & record.keys()
-        found |= {key: NUMBER.words for key in others if not or_null(NUMBER).holds(record[key])}
-    return [f"{path}, which is {words}" for path, words in sorted(found.items())]
+def mistyped_leaves(header: Record) -> list[str]:
+    """Return in words what is wrong with the values of a first line."""
+    values = {path: get(header, path, ABSENT) for path in TYPES}
+    wrong = [path for path, value in values.items() if value is not ABSENT and not TYPES[path].holds(value)]
+    found = [(path, TYPES[path].words) for path in wrong]
+    try:
+        measures = measures_of(header)
+    except (TypeError, AttributeError):
+        measures = ()
+    named = all(measure.key and isinstance(measure.key, str) for measure in measures)
+    if not measures or not named or not all(isinstance(measure.training, str | None) for measure in measures):
+        found.append(("judged_by", "no list of measures"))
+    return _in_words(found)
+
+
+def _in_words(found: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"{path}, which is {words}" for path, words in sorted(found)]
 
 
 def read_records(path: Path) -> list[Record]:
@@ -147,9 +165,11 @@ def read_records(path: Path) -> list[Record]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     records: list[Record] = []
+    expected: Expected | None = None
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(record_of(line, records[0] if records else None))
+            records.append(record_of(line, expected))
+            expected = expected or Expected(measures_of(records[0]))
         except ValueError as error:
             if not line.endswith(b"\n"):  # the last line, cut short by a kill
                 break
@@ -159,19 +179,19 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
-def record_of(line: bytes, header: Record | None) -> Record:
-    """Return one line's record; header is None for the first line. Raises ValueError if the line is no record."""
+def record_of(line: bytes, expected: Expected | None) -> Record:
+    """Return one line's record; expected is None for the first line. Raises ValueError if the line is no record."""
     try:
         record = json.loads(line, parse_constant=not_strict)
     except (ValueError, RecursionError):
         raise ValueError("not JSON") from None
     if not isinstance(record, dict) or record.get("kind") not in list(KEYS):
         raise ValueError(f"not an object of kind {', '.join(KEYS)}")
-    if (header is None) != (record["kind"] == "run"):
+    if (expected is None) != (record["kind"] == "run"):
         raise ValueError("the first line, and only it, is of kind run")
-    if wrong := mistyped(record, header or record):
+    if wrong := expected.mistyped(record) if expected else mistyped_leaves(record):
         raise ValueError(f"{record['kind']} with {', '.join(wrong)}")
-    if missing := missing_keys(record, header or record):
+    if missing := (expected or Expected()).missing(record):
         raise ValueError(f"{record['kind']} without {', '.join(missing)}")
     return record
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from lbsgd.disk import exists, is_dir, is_there, replace_file
 from lbsgd.errors import ConfigError, DataError, DivergedError
-from lbsgd.report.log_lines import KEYS, LOG_NAME, Record, missing_keys, missing_leaves, read_records
+from lbsgd.report.log_lines import KEYS, LOG_NAME, Expected, Record, missing_leaves, read_records
 from lbsgd.report.measure import Measure, measures_of
 
 DIVERGED = "diverged.txt"  # next to the log of a run whose loss was not a number
@@ -54,6 +54,7 @@ class RunLog:
         self.path = Path(folder) / LOG_NAME
         self.epochs: list[Record] = []
         self.header = header
+        self._expected = Expected(measures_of(header))
         self._unwritten = b""  # lines that the disk has not taken yet, perhaps because it is full
         if resume_iteration is None and is_there(self.path):
             raise ConfigError(f"{folder} already holds a run: continue it with --resume or choose another --output_dir")
@@ -103,7 +104,8 @@ class RunLog:
                 records = _happened_before(resume_iteration, self._to_go_on(resume_iteration))
             self.epochs = [record for record in records if record["kind"] == "epoch"]
             records.append({"kind": "resume", **header, "iteration": resume_iteration})
-        return b"".join(_line(record, records[0]) for record in records)
+        expected = Expected(measures_of(records[0]))
+        return b"".join(_line(record, expected) for record in records)
 
     def _to_go_on(self, iteration: int) -> list[Record]:
         """Return the records of the existing log."""
@@ -119,7 +121,7 @@ class RunLog:
             ) from None
 
     def _write(self, kind: str, record: Record) -> None:
-        self._unwritten += _line({"kind": kind, **record}, self.header)
+        self._unwritten += _line({"kind": kind, **record}, self._expected)
         self._write_on()
 
     def _write_on(self) -> None:
@@ -215,8 +217,8 @@ def require_reportable(run: LoggedRun) -> None:
         raise DataError(f"{run.path}: not a run log: epoch {back[0][1]:g} comes after epoch {back[0][0]:g}")
 
 
-def _line(record: Record, header: Record) -> bytes:
-    missing = missing_keys(record, header)
+def _line(record: Record, expected: Expected) -> bytes:
+    missing = expected.missing(record)
     assert not missing, f"{record['kind']} record without {missing}"
     return json.dumps(_strict(record), allow_nan=False).encode() + b"\n"
 
