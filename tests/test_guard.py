@@ -208,6 +208,21 @@ def test_words_of_a_connection_tell_of_no_lost_process_where_nobody_else_is_or_n
         assert first_cause_module.explained(error, "iteration 0", peers).exit_code == 1
 
 
+def recipes_own():
+    raise RuntimeError("lost the connection to the label server")
+
+
+def of_compiled_code():
+    torch.device("a connection")  # torch repeats the word
+
+
+@pytest.mark.parametrize("fails, kind", [(recipes_own, LbsgdError), (of_compiled_code, LostProcessError)])
+def test_a_recipe_s_own_error_is_a_bug_whatever_its_words(fails, kind):
+    with pytest.raises(RuntimeError) as raised:
+        fails()
+    assert type(first_cause_module.explained(raised.value, "iteration 0", object())) is kind
+
+
 def test_the_first_failure_counts_and_is_not_another_s_to_its_own_process():
     first, second = two_peers()
     assert second.failure() is None
@@ -630,7 +645,7 @@ def loses(how, local_rank=0, host="beta"):
             socket.gethostname = lambda: "alpha"
         if how == "hangs":
             wait_for_ever()
-        raise RuntimeError(GLOO)
+        (_ for _ in ()).throw(RuntimeError(GLOO))  # without a `raise` statement, as compiled code
 
     guarded(peers=first, processes=Processes(0, 2, local_rank, 1), hang_timeout=1, then=fails)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import threading
 import time
 import traceback
@@ -18,6 +19,7 @@ FIRST_CAUSE_SECONDS = 8.0
 TOLD_SECONDS = 2.0  # of these 8, for a failed process to tell the others
 FROM_CHECKPOINT = "--resume goes on from the newest checkpoint"
 WORDS_OF_COMMUNICATION = ("gloo", "Gloo", "NCCL", "ProcessGroup", "Connection", "connection", "Broken pipe")
+RAISE = dis.opmap["RAISE_VARARGS"]  # the instruction of Python's `raise`
 NO_MEMORY = "can't allocate memory"  # in a RuntimeError of torch's CPU allocator
 NO_GPU_MEMORY = (  # in RuntimeErrors of CUDA, NCCL and cuBLAS, which take memory beside torch's allocator
     "CUDA error: out of memory",
@@ -41,7 +43,7 @@ def explained(error: BaseException, position: str, peers: Peers | None) -> Lbsgd
     if lacks_gpu_memory(error, text):  # asked first, because NCCL's words are of communication, too
         others = "compute in --precision bf16 (before the A100 fp16), or leave out CUDA graphs by --no-cuda_graphs"
         return memory_is_full("the GPU's", position, text, others)
-    if peers and isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS_OF_COMMUNICATION):
+    if peers and is_of_communication(error):
         return LostProcessError(f"lost another process at {position} ({text})")
     if isinstance(error, MemoryError) or NO_MEMORY in text:
         return memory_is_full("the host's", position, text, "or fewer --loader_threads")
@@ -50,6 +52,19 @@ def explained(error: BaseException, position: str, peers: Peers | None) -> Lbsgd
     bug = LbsgdError(f"{type(error).__name__}: {text}")
     bug.exit_code = 1
     return bug
+
+
+def is_of_communication(error: BaseException) -> bool:
+    """Whether gloo, NCCL or a store raised the error, which torch gives no type of their own.
+
+    They are compiled. A RuntimeError with the same words that Python code raises, such as a recipe's, is a bug.
+    """
+    if not isinstance(error, RuntimeError) or not any(word in str(error) for word in WORDS_OF_COMMUNICATION):
+        return False
+    innermost = error.__traceback__
+    while innermost and innermost.tb_next:
+        innermost = innermost.tb_next
+    return innermost is None or innermost.tb_frame.f_code.co_code[innermost.tb_lasti] != RAISE
 
 
 def lacks_gpu_memory(error: BaseException, text: str) -> bool:
