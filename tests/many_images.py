@@ -1,4 +1,4 @@
-"""Files with very many tiny images, and the cost of opening one in an otherwise empty process."""
+"""Files with very many tiny images or very many bytes, and the cost of opening one in an otherwise empty process."""
 
 import json
 import os
@@ -20,6 +20,7 @@ from lbsgd.data.beton_format import (
     RAW,
     metadata_record,
 )
+from lbsgd.data.beton_layout import read_layout
 
 SIDE, BLOCK = 8, 1 << 18
 IMAGE_BYTES = 3 * SIDE * SIDE
@@ -51,6 +52,32 @@ def write_many(path, num_images):
             rows = np.zeros(len(numbers), ALLOCATION)
             rows["image"], rows["data_at"], rows["num_bytes"] = numbers, images_at + numbers * IMAGE_BYTES, IMAGE_BYTES
             file.write(rows.data)
+    return path
+
+
+def spread(file, path, num_bytes):
+    """Write the images of an open file far from each other into a sparse file of more than `num_bytes`."""
+    content, layout = file.path.read_bytes(), read_layout(file.path)
+
+    def table(dtype, at, count=layout.num_images):
+        return np.frombuffer(content, dtype, count, at).copy()
+
+    rows, ends = table(layout.record, layout.metadata_at), table(ALLOCATION, layout.allocations_at)
+    header, fields = table(HEADER, 0, 1), table(FIELD, HEADER.itemsize, 2)
+    places = layout.images_at + np.arange(layout.num_images, dtype=np.uint64) * (num_bytes // layout.num_images)
+    checksums_at = layout.images_at + num_bytes
+    header["allocations_at"] = checksums_at + layout.num_images * CHECKSUM.itemsize
+    note = np.array((MAGIC, checksums_at), NOTE).tobytes()
+    fields["arguments"][layout.types.index(IMAGE_FIELD)] = note.ljust(FIELD["arguments"].itemsize, b"\0")
+    with open(path, "wb") as target:
+        for end, place in zip(ends, places, strict=True):
+            target.seek(place)
+            target.write(content[end["data_at"] : end["data_at"] + end["num_bytes"]])
+        rows[layout.column(IMAGE_FIELD)]["data_at"][ends["image"]] = ends["data_at"] = places
+        target.seek(checksums_at)
+        target.write(table(CHECKSUM, layout.checksums_at).tobytes() + ends.tobytes())
+        target.seek(0)
+        target.write(header.tobytes() + fields.tobytes() + rows.tobytes())
     return path
 
 

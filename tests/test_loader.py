@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from commands import script
+from many_images import spread
 from numba.extending import is_jitted
 from PIL import Image
 from stock_ffcv import with_stock_ffcv
@@ -108,6 +109,15 @@ def test_any_first_iteration_gives_exactly_the_rest_of_the_epoch(loader, first_i
     assert len(rest) == len(whole) - 2 * first_iteration
     for (images, labels), (same_images, same_labels) in zip(rest, whole[2 * first_iteration :], strict=True):
         assert torch.equal(images, same_images) and torch.equal(labels, same_labels)
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_a_file_may_have_the_150_gb_of_imagenet(photos, loader, from_disk, tmp_path):
+    """Numbers of bytes then need more than 32 bits, and so do those between two images."""
+    wide = SimpleNamespace(train=spread(photos.train, tmp_path / "train.beton", NUM_TRAIN * (5 << 30)))
+    with closing(train_loader(wide, threads=1, micro_batch=8, from_disk=from_disk)) as far:
+        for same, whole in zip(joined(far.epoch(1)), joined(loader.epoch(1)), strict=True):
+            assert torch.equal(same, whole)
 
 
 def test_several_epochs_may_be_read_at_once(loader):
