@@ -23,6 +23,7 @@ from oracle import network
 from processes import in_processes
 from small_engine import recipe, train
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lbsgd
 from lbsgd.config.aggregation import Choice
@@ -98,6 +99,30 @@ def test_a_bucket_is_filled_to_the_last_element_and_a_larger_parameter_has_its_o
     lengths = [9, 4, 4, 5, 3]  # the last of the network come first
     buckets = fill([torch.nn.Parameter(torch.ones(length)) for length in lengths], 8, multiple=1)
     assert [[each.numel() for each in bucket.parameters] for bucket in buckets] == [[3, 5], [4, 4], [9]]
+
+
+class Operators(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **kwargs or {})
+
+
+def test_one_call_copies_all_gradients_of_a_bucket():
+    """A GPU would be done with each before the host has launched the next copy."""
+    used, frozen, unused = parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    [bucket] = fill(parameters, 100, multiple=4)
+    bucket.buffer.fill_(9.0)  # of the last iteration
+    used.grad, frozen.grad = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    frozen.requires_grad_(False)
+    with Operators() as operators:
+        bucket.take()
+    assert [name for name in operators.names if "copy" in name] == ["aten._foreach_copy_.default"]
+    assert bucket.buffer.tolist() == [0.0, 0.0, 3.0, 4.0, 1.0, 2.0, 9.0, 9.0]
+    assert used.grad.tolist() == [1.0, 2.0] and frozen.grad is None and unused.grad.tolist() == [0.0, 0.0]
 
 
 def test_before_the_last_pass_nothing_starts():

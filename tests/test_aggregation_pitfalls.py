@@ -35,11 +35,10 @@ def in_observed_order(monkeypatch):
 def kept_view(monkeypatch):
     """The gradient is the bucket's own view, returned every time, but ZeRO has pointed it at a buffer of its own."""
 
-    def take(self, parameter):
-        view = self.views[parameter]
-        view.copy_(parameter.grad)
-        parameter.grad = view  # no new view of it
-        self.missing.discard(parameter)
+    def take(self):
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            view.copy_(parameter.grad)
+            parameter.grad = view  # no new view of it
 
     monkeypatch.setattr(Bucket, "take", take)
 

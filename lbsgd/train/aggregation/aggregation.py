@@ -71,7 +71,7 @@ class Aggregation:
                 parameter.register_post_accumulate_grad_hook(self.arrived)
 
     def arrived(self, parameter: Parameter) -> None:
-        """Take a gradient of the last pass. autograd calls this once it has accumulated the gradient.
+        """Note a gradient of the last pass. autograd calls this once it has accumulated the gradient.
 
         Gradients of other backward calls, such as another engine's on the same network, only add up, as in DeepSpeed.
         """
@@ -81,7 +81,7 @@ class Aggregation:
             return
         bucket = self.bucket_of[parameter]
         self.require_new(parameter not in bucket.missing)
-        bucket.take(parameter)
+        bucket.note(parameter)
         self.start_complete()
 
     def start_complete(self) -> None:
@@ -92,18 +92,18 @@ class Aggregation:
             self.jobs.append(self.start(bucket))
 
     def start(self, bucket: Bucket) -> Job:
-        bucket.wait_for_streams()
+        bucket.take()
         if self.settings.before != 1:
             bucket.buffer.div_(self.settings.before)
         return self.runner.start(bucket.buffer)
 
     def finish(self) -> None:
-        """Take the gradients that have not arrived, and wait until every gradient is the mean over the processes."""
+        """Start the buckets that have not started, and wait until every gradient is the mean over the processes."""
         self.require_new(False)
         self.require_known()
         for bucket in self.buckets:
-            for parameter in [each for each in bucket.parameters if each in bucket.missing]:
-                bucket.take(parameter)
+            for parameter in list(bucket.missing):
+                bucket.note(parameter)
         self.start_complete()
         self.begin()
         self.done_in_pass = self.engine.micro_steps

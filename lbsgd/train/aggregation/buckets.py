@@ -19,34 +19,50 @@ class Bucket:
         length = sum(parameter.numel() for parameter in parameters)
         first = parameters[0]
         self.buffer = torch.zeros(length + -length % multiple, dtype=first.dtype, device=first.device)
-        self.views: dict[Parameter, torch.Tensor] = {}
+        self.views: list[torch.Tensor] = []
         offset = 0
         for parameter in parameters:
-            self.views[parameter] = self.buffer.as_strided(parameter.shape, strides(parameter), offset)
+            self.views.append(self.buffer.as_strided(parameter.shape, strides(parameter), offset))
             offset += parameter.numel()
         self.missing = set(parameters)
-        self.streams: set[torch.cuda.Stream] = set()  # that have written into the buffer
+        self.streams: set[torch.cuda.Stream] = set()  # that write the gradients
 
-    def take(self, parameter: Parameter) -> None:
-        """Copy a gradient, or zeros if this process has none, into the buffer, and make parameter.grad a view there.
-
-        The view is new each time, because ZeRO points the old one at its own buffer, and writes would go there. A
-        parameter that was frozen later gets no gradient, because with one an optimizer would move it by its momentum.
-        """
-        view = self.views[parameter]
-        if parameter.grad is None:
-            view.zero_()
-        else:
-            view.copy_(parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad)
-        parameter.grad = view.detach() if parameter.requires_grad else None
+    def note(self, parameter: Parameter) -> None:
+        """Note that a gradient has come. autograd calls hooks on the stream that writes the gradient."""
         self.missing.discard(parameter)
-        if view.is_cuda:
+        if self.buffer.is_cuda:
             self.streams.add(torch.cuda.current_stream())
 
-    def wait_for_streams(self) -> None:
-        """Make the current stream wait for all writers, because autograd runs a hook on its parameter's stream."""
-        for stream in self.streams:
-            torch.cuda.current_stream().wait_stream(stream)
+    def take(self) -> None:
+        """Copy all gradients into the buffer, and make each parameter's .grad a view there.
+
+        One call copies them all, because a launch each would take the host longer than the GPU. Where this process has
+        no gradient, the buffer gets zeros. The views are new each time, because ZeRO points the old ones at its own
+        buffer, and writes would go there. A parameter that was frozen later gets no gradient, because with one an
+        optimizer would move it by its momentum.
+        """
+        views, grads, missing = [], [], []
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            if parameter.grad is None:
+                missing.append(view)
+            else:
+                views.append(view)
+                grads.append(parameter.grad)
+        self.wait_for_streams(grads)
+        if views:
+            torch._foreach_copy_(views, [grad.to_dense() if grad.is_sparse else grad for grad in grads])
+        if missing:
+            torch._foreach_zero_(missing)
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            parameter.grad = view.detach() if parameter.requires_grad else None
+
+    def wait_for_streams(self, grads: list[torch.Tensor]) -> None:
+        """Make the current stream wait for those that write the gradients, whose memory must last until it reads."""
+        if others := self.streams and self.streams - {here := torch.cuda.current_stream()}:
+            for stream in others:
+                here.wait_stream(stream)
+            for grad in grads:
+                grad.record_stream(here)
 
     def empty(self) -> None:
         """Expect all gradients again."""
