@@ -59,3 +59,11 @@ def test_a_process_alone_learns_at_once_and_how_long_a_pass_takes(monkeypatch):
 
 def test_only_on_a_gpu_is_an_answer_read_late():
     assert [Agreement(torch.device(kind)).late for kind in ("cuda", "cpu")] == [True, False]
+
+
+@pytest.mark.parametrize("pass_seconds, passes", [(0.0, 250), (1 / 16, 4), (0.2, 1), (10.0, 1)])
+def test_a_quarter_of_a_second_is_one_pass_at_least_and_never_many(pass_seconds, passes):
+    start_processes()
+    agreement = Agreement(torch.device("cpu"))
+    agreement.decide((0.0, 0.0, pass_seconds))
+    assert agreement.passes_to_next == passes

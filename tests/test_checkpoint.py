@@ -208,16 +208,17 @@ def test_a_run_goes_on_in_its_precision_and_with_its_decoder(tmp_path, saved, he
 
 
 @pytest.mark.parametrize(
-    "saved, own, given, after, said",
+    "device, saved, own, given, after, said",
     [
-        (2, 2, False, 2, []),
-        (1, 2, False, 1, ["threads        1 as in the checkpoint, for the same bits, of 2 cores"]),
-        (1, 2, True, 2, ["threads        2; the checkpoint has 1, so the last bits of sums may differ"]),
-        (8, 2, False, 2, ["threads        2; the checkpoint has 8, so the last bits of sums may differ"]),
+        ("cpu", 2, 2, False, 2, []),
+        ("cpu", 1, 2, False, 1, ["threads        1 as in the checkpoint, for the same bits, of 2 cores"]),
+        ("cpu", 1, 2, True, 2, ["threads        2; the checkpoint has 1, so the last bits of sums may differ"]),
+        ("cpu", 8, 2, False, 2, ["threads        2; the checkpoint has 8, so the last bits of sums may differ"]),
+        ("cuda", 1, 2, False, 2, []),  # a GPU's sums do not depend on them
     ],
 )
 def test_the_checkpoint_s_threads_are_taken_where_they_are_there_and_none_are_asked_for(
-    monkeypatch, saved, own, given, after, said
+    monkeypatch, device, saved, own, given, after, said
 ):
     threads, lines = [own], []
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
@@ -226,7 +227,7 @@ def test_the_checkpoint_s_threads_are_taken_where_they_are_there_and_none_are_as
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given:
         monkeypatch.setenv("OMP_NUM_THREADS", str(own))
-    engine = SimpleNamespace(global_steps=0, device=torch.device("cpu"))
+    engine = SimpleNamespace(global_steps=0, device=torch.device(device))
     Saver(engine, None, {}, {}, say=lines.append).restore_threads(saved)
     assert (threads[-1], lines) == (after, said)
 

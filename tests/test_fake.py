@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from lbsgd.algorithm.shuffle import epoch_order
 from lbsgd.data.fake import FakeEval, FakeImages
 from lbsgd.data.share import Cut, Pixels, Share
 
@@ -30,6 +31,14 @@ def test_an_epoch_is_the_same_for_any_world_size_and_micro_batch():
 def test_an_epoch_starts_anywhere():
     assert [y.tolist() for _, y in train().epoch(2, 10)] == [y.tolist() for _, y in train().epoch(2)][40:]
     assert [y.tolist() for _, y in train().epoch(1)] != [y.tolist() for _, y in train().epoch(2)]
+
+
+def test_the_seed_and_the_epoch_give_order_and_crops_of_all_that_is_taken_from_it():
+    data, asked = train(), []
+    data.batches = lambda numbers, epoch: asked.append((numbers.tolist(), epoch)) or iter(())
+    data.epoch(2, first_iteration=3), data.statistics_batches(2, num_images=96, per_worker_batch=16)
+    order = epoch_order(1000, seed=3, epoch=2).tolist()
+    assert asked == [(order[3 * 64 : 960], 2), (order[:96], 2)]
 
 
 def test_equal_images_have_equal_labels():

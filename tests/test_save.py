@@ -458,18 +458,42 @@ def test_the_number_of_threads_comes_back_unless_the_processes_are_others(tmp_pa
     threads, load_newest = torch.get_num_threads(), checkpoint.load_newest
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     try:
-        torch.set_num_threads(1)
+        torch.set_num_threads(2)
         ours = trainer(tmp_path)
         ours.train(last_iteration=1), ours.saver.wait()
-        for world_size, expected in ((1, 1), (2, 2)):
+        for world_size, expected in ((1, 2), (2, 3)):
             monkeypatch.setattr(
                 checkpoint, "load_newest", lambda *given, size=world_size: with_world_size(load_newest(*given), size)
             )
-            torch.set_num_threads(2)
-            trainer(tmp_path, resume=True)
+            torch.set_num_threads(3)
+            said = trainer(tmp_path, resume=True).reporter.progress.said
             assert torch.get_num_threads() == expected
+            assert ("resuming on 1 process instead of 2: last bits may differ" in said) == (world_size == 2)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_changed_script_is_warned_of_if_the_checkpoint_has_one_and_the_run_trains(tmp_path):
+    ours, said = trainer(tmp_path), []
+    ours.saver.say = said.append
+    for then, now, to_train in ((None, "a", True), ("a", "a", True), ("a", "b", False), ("a", "b", True)):
+        assert not any("script has changed" in line for line in said), (then, now)
+        ours.saver.described = {"script": then}
+        ours.save(), ours.saver.wait()
+        ours.saver.described = {"script": now}
+        torch.manual_seed(len(said))
+        before = torch.get_rng_state()
+        ours.saver.restore(to_train)
+        assert to_train or torch.equal(torch.get_rng_state(), before)
+    assert any("script has changed" in line for line in said)
+
+
+def test_a_saver_that_is_closed_has_written_all(tmp_path, monkeypatch):
+    """A run that fails closes it, and its process ends right after that."""
+    ours, write = trainer(tmp_path), checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda *given: (time.sleep(0.1), write(*given))[1])
+    ours.save(), ours.saver.close()
+    assert len(complete(tmp_path)) == 1
 
 
 def saved_broken_and_restored(folder):

@@ -2,6 +2,7 @@
 
 import math
 import time
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -130,6 +131,19 @@ def test_a_process_alone_is_stopped_after_the_iteration_in_which_it_was_asked(tm
     monkeypatch.setattr(ours.engine, "step", asked_in_iteration_3)
     with pytest.raises(Stopped, match="SIGTERM: saved after 4 iterations"):
         ours.train(last_iteration=8)
+
+
+def test_an_evaluation_begins_once_the_epoch_is_on_the_disk_and_a_signal_ends_it_at_once(tmp_path, monkeypatch):
+    ours, save, found = trainer(tmp_path), checkpoint.save, []
+    monkeypatch.setattr(checkpoint, "save", lambda *given: (time.sleep(0.1), save(*given))[1])
+
+    def look(*_):
+        found.append((ours.guard.nothing_to_save, len(complete(tmp_path))))
+        return {}
+
+    monkeypatch.setattr("lbsgd.train.trainer.evaluate", look)
+    ours.train(last_iteration=3)
+    assert found == [(True, 1)] and not ours.guard.nothing_to_save
 
 
 def test_the_guard_knows_that_a_save_may_wait_for_the_disk(tmp_path):
@@ -371,6 +385,29 @@ def test_a_given_up_iteration_leaves_the_random_states_and_the_totals_from_befor
     tensors, state = checkpoint.load(checkpoint.newest(tmp_path))
     assert state["counters"]["iteration"] == 1 and state["epoch_totals"] == totals.tolist()
     assert all(torch.equal(tensors["random"][name], kept) for name, kept in before.items())
+
+
+def test_what_runs_between_two_epochs_counts_for_no_pass(tmp_path):
+    ours = trainer(tmp_path)
+    ours.agreement.began -= 1000.0  # as if an evaluation had taken that many seconds
+    ours.start_epoch()
+    assert ours.agreement.after_pass(stop=False, save=False).pass_seconds < 500
+
+
+@pytest.mark.parametrize(
+    "at, pass_seconds, done",  # of K passes
+    [(0, 10.0 / (K - 1) + 0.01, 0), (0, 10.0 / (K - 1), 1), (K - 1, 1000.0, 1)],
+)
+def test_an_iteration_is_given_up_if_the_rest_of_it_would_take_more_than_10_seconds(
+    tmp_path, monkeypatch, at, pass_seconds, done
+):
+    ours, number = trainer(tmp_path), count()
+    decision = Decision(stop=True, pass_seconds=pass_seconds)
+    monkeypatch.setattr(ours.agreement, "after_pass", lambda stop, save: decision if next(number) == at else None)
+    with pytest.raises(Stopped, match=f"saved after {done} iterations"):
+        ours.train(last_iteration=2)
+    _, state = checkpoint.load(checkpoint.newest(tmp_path))
+    assert state["counters"]["iteration"] == done and state["epoch_totals"][-1] == done * K * N  # images
 
 
 def test_an_epoch_s_record_has_the_learning_rate_of_its_last_update(tmp_path):
