@@ -17,7 +17,7 @@ from aggregating import (
     run,
     same_bits,
 )
-from oracle import BOUND, ITERATIONS, distance, network
+from oracle import BOUND, ITERATIONS, N, distance, network
 from processes import in_processes
 from small_engine import recipe, trained
 from torch import nn
@@ -104,7 +104,7 @@ def two():
     pairs["unused, stage 1"] = parameters(run(config(2, stage=1, block=OURS), model=Branched()))
     sparse = config(2, passes=2, block=OURS)
     pairs["sparse"] = [parameters(run(sparse, model=Looked(is_sparse))) for is_sparse in (False, True)]
-    return pairs | {"events": events(), "started in": passes_that_start(), "wait": waited()}
+    return pairs | {"events": events(), "started in": passes_that_start(), "wait": waited(), "zero": zeros_part()}
 
 
 def events():
@@ -125,6 +125,17 @@ def passes_that_start():
     for _ in range(2):
         one_iteration(engine, plan)
     return seen
+
+
+def zeros_part():
+    """What ZeRO 1 does until the update: its hooks, its buffers, and the gradients that lie outside our buckets."""
+    engine, plan = lbsgd.initialize(network(), config(2, stage=1, block=OURS))
+    engine.backward(engine(torch.randn(N, 3, 6, 6)).sum())
+    zero, buckets = engine.optimizer, engine.aggregation.buckets
+    places = {bucket.buffer.untyped_storage().data_ptr() for bucket in buckets}
+    gradients = [each for group in zero.averaged_gradients.values() for each in group]
+    outside = [each.shape for each in gradients if each.untyped_storage().data_ptr() not in places]
+    return zero._grad_acc_hooks, [bucket.buffer for bucket in zero.ipg_buckets.values()], outside
 
 
 def waited():
@@ -157,6 +168,11 @@ def test_two_processes_have_the_bits_of_deepspeeds_own_reduction(of_two, case):
     assert [skipped for _, skipped in ours] == [skips, skips]
     assert skips == (2 if case == "fp16" else 0)
     assert same_bits(ours[0][0], of_two[1][case][1][0])
+
+
+def test_zero_1_takes_its_share_from_the_buckets_where_the_gradients_lie(of_two):
+    """Its own hooks copy each gradient twice, which takes the host longer than a GPU computes."""
+    assert of_two[0]["zero"] == ([], [[]], [])
 
 
 def test_a_parameter_that_one_process_does_not_use_is_the_mean_with_zero(of_two):

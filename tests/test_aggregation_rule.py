@@ -101,7 +101,6 @@ def refusal(stage=0, **keys):
         (1, "data_types.grad_accum_dtype", "bf16", "D35"),  # it would round
         (0, "data_types.grad_accum_dtype", "bf16", "D35"),  # DeepSpeed itself refuses it
         (0, "communication_data_type", "fp16", "D22"),
-        (1, "zero_optimization.contiguous_gradients", "false", "D62"),
         (1, "zero_optimization.contiguous_gradients", "0", "D27"),  # false to DeepSpeed
         (1, "zero_optimization.overlap_comm", "1", "D27"),
         (0, "gradient_predivide_factor", "0", "D63"),
@@ -126,7 +125,8 @@ def test_another_type_on_the_wire_is_refused_in_fp16_too():
 
 
 def test_without_the_block_these_keys_are_deepspeeds_business():
-    config, overrides = with_keys(1, zero_optimization__contiguous_gradients="false", lbsgd__aggregation="null")
+    config, overrides = with_keys(1, communication_data_type="fp32", lbsgd__aggregation="null")
+    config |= {"fp16": {"enabled": True, "auto_cast": True}}
     assert Plan.read(config, 2, overrides=overrides).recipe.aggregation is None
 
 

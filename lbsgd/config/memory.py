@@ -82,17 +82,16 @@ def memory(plan: Plan, size: Network, stage: int) -> Memory:
         stage 1      weights w·P   gradients w·P     masters and momentum 8·P/W
         stage 2      weights w·P   gradients w·P/W   masters and momentum 8·P/W
 
-    Under ZeRO, DeepSpeed keeps masters of float32 weights too. lbsgd's buckets hold all gradients, and ZeRO-1 has one
-    more bucket of reduce_bucket_size, but on one GPU neither is needed. DeepSpeed's own buckets are two of that size if
-    aggregation overlaps back-propagation, else one; at stage 0 DeepSpeed copies all gradients into one buffer. Whose
-    buckets are counted depends on `stage`, which need not be the plan's.
+    Under ZeRO, DeepSpeed keeps masters of float32 weights too. lbsgd's buckets hold all gradients; on one GPU it needs
+    none. DeepSpeed's own buckets are two of reduce_bucket_size if aggregation overlaps back-propagation, else one; at
+    stage 0 DeepSpeed copies all gradients into one buffer. Whose buckets are counted depends on `stage`, which need not
+    be the plan's.
     """
     P, W, w = size.num_parameters, plan.world_size, bytes_per_weight(plan.precision)
     share = math.ceil(P / W)
     bucket = plan.bucket_elements  # also for a smaller network
-    buckets = bucket * (1 + plan.overlaps) if stage else P if W > 1 else 0
-    if stage == 1 and own_reduction(at_stage(plan.config, stage), plan.recipe) is None:
-        buckets = P + bucket if W > 1 else 0
+    is_zeros = stage and own_reduction(at_stage(plan.config, stage), plan.recipe) is not None
+    buckets = bucket * (1 + plan.overlaps) if is_zeros else P if W > 1 else 0
     images = plan.micro_batch * (plan.recipe.augmentation.resolution / 224) ** 2  # as many of 224 pixels
     return Memory(
         stage=stage,

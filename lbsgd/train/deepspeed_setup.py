@@ -77,7 +77,7 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
     zero = dict(config.get("zero_optimization", {}))
     if plan.aggregates:  # ZeRO would reduce in its own hooks, before ours
         zero["overlap_comm"] = False
-    if has_nothing_to_reduce(plan):
+    if leaves_gradients_in_place(plan):
         zero["contiguous_gradients"] = False  # else DeepSpeed would copy each gradient there, in its own hook
     if plan.zero_stage in (1, 2) and not config.get("gradient_clipping") and "offload_optimizer" not in zero:
         # Nothing reads the norm, which makes each update wait for the device, and silently skip gradients that are NaN.
@@ -88,10 +88,9 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
     return {**config, "timers": {**timers, "throughput": throughput}, "zero_optimization": zero}
 
 
-def has_nothing_to_reduce(plan: Plan) -> bool:
-    """Whether ZeRO 1 runs on a single process without offload_optimizer, so that gradients stay on the device."""
-    alone = plan.world_size == 1 and plan.zero_stage == 1 and plan.aggregates
-    return alone and "offload_optimizer" not in plan.config["zero_optimization"]
+def leaves_gradients_in_place(plan: Plan) -> bool:
+    """Whether ZeRO 1 has nothing to do with the gradients until the update, because lbsgd aggregates them."""
+    return plan.zero_stage == 1 and plan.aggregates
 
 
 def refusal(plan: Plan, error: Exception) -> ConfigError:

@@ -53,7 +53,7 @@ def leave_weights_in_place(optimizer: Any) -> None:
 
 
 def take_gradients_in_place(engine: Any) -> None:
-    """Let ZeRO 1 on a single process use the gradients where they lie.
+    """Let ZeRO 1 use the gradients where they lie, which are already means.
 
     DeepSpeed has a hook for each gradient and copies each twice, which takes the host longer than a GPU computes.
     Without the hooks only engine.backward knows when a pass ends. So any other back-propagation through the engine's

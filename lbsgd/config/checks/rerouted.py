@@ -16,7 +16,6 @@ from lbsgd.config.keypath import LARGEST, enabled, is_number, shown
 
 WAY_OUT = "delete it, or delete lbsgd.aggregation, and DeepSpeed reduces by itself"
 GRAD_ACCUM, COMMUNICATION = "data_types.grad_accum_dtype", "communication_data_type"
-CONTIGUOUS = "zero_optimization.contiguous_gradients"
 ONE_EACH = ("sequence_parallel_size", "tensor_parallel.autotp_size")
 
 
@@ -55,19 +54,6 @@ def another_accumulation(planned: Planned) -> Iterator[Hit]:
 def another_precision(planned: Planned) -> Iterator[Hit]:
     if has_another_type(planned, COMMUNICATION):
         yield hit(COMMUNICATION, f"is {shown(planned.get(COMMUNICATION))}, and lbsgd sends gradients in their own")
-
-
-@rule(
-    "D62",
-    "gradients that ZeRO-1 reduces by itself",
-    lbsgd="error",
-    why="Without contiguous gradients ZeRO-1 reduces them a second time, in a place that lbsgd does not reach.",
-    fix=WAY_OUT,
-    example={"zero_optimization": {"contiguous_gradients": False}},
-)
-def scattered_gradients(planned: Planned) -> Iterator[Hit]:
-    if planned.aggregates and planned.get("zero_optimization.stage") == 1 and planned.get(CONTIGUOUS) is False:
-        yield hit(CONTIGUOUS, "is false, and ZeRO-1 then reduces by itself")
 
 
 @rule(

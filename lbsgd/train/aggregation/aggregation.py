@@ -2,7 +2,7 @@
 
 In the last pass of an iteration a bucket starts as soon as its last gradient has come and all previous buckets have
 started, so buckets start in the same order on all processes. `engine.backward` ends by waiting for them. In earlier
-passes gradients only add up. At stage 1 ZeRO then copies its share from gradients that are already means.
+passes gradients only add up. At stage 1 ZeRO then takes its share of gradients that are already means.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lbsgd.train.aggregation.buckets import Bucket, fill
 from lbsgd.train.aggregation.phases import Job, phases_of, runner
 from lbsgd.train.aggregation.placement import Placement
 from lbsgd.train.clock import Waits, events_of
-from lbsgd.train.deepspeed_setup import has_nothing_to_reduce
+from lbsgd.train.deepspeed_setup import leaves_gradients_in_place
 from lbsgd.train.zero_host import take_gradients_in_place
 
 
@@ -161,15 +161,13 @@ def attach(engine, plan: Plan) -> None:
         engine.aggregation = Aggregation(engine, AggregationSettings.of(plan), placement, choice)
         engine.coalesce_grad_reduction = refuse_coalescing
         reduce = instead_of(engine, reduce)
-    elif has_nothing_to_reduce(plan):
+    if leaves_gradients_in_place(plan):
         take_gradients_in_place(engine)
     engine.allreduce_gradients = engine.waiting.timed(reduce)
 
 
 def instead_of(engine, reduce):
     """Return the replacement of engine.allreduce_gradients, which DeepSpeed calls after each backward."""
-    if engine.zero_optimization():
-        engine.optimizer.average_tensor = lambda *_: None  # the gradients that ZeRO distributes are already means
 
     def allreduce_gradients(*arguments, **options):
         if engine.is_gradient_accumulation_boundary():

@@ -37,8 +37,7 @@ class Bucket:
         """Copy all gradients into the buffer, and make each parameter's .grad a view there.
 
         One call copies them all, because a launch each would take the host longer than the GPU. Where this process has
-        no gradient, the buffer gets zeros. The views are new each time, because ZeRO points the old ones at its own
-        buffer, and writes would go there. A parameter that was frozen later gets no gradient, because with one an
+        no gradient, the buffer gets zeros. A parameter that was frozen later gets no gradient, because with one an
         optimizer would move it by its momentum.
         """
         views, grads, missing = [], [], []
@@ -54,7 +53,7 @@ class Bucket:
         if missing:
             torch._foreach_zero_(missing)
         for parameter, view in zip(self.parameters, self.views, strict=True):
-            parameter.grad = view.detach() if parameter.requires_grad else None
+            parameter.grad = view if parameter.requires_grad else None
 
     def wait_for_streams(self, grads: list[torch.Tensor]) -> None:
         """Make the current stream wait for those that write the gradients, whose memory must last until it reads."""
