@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import traceback
 from contextlib import suppress
 from numbers import Integral, Real
 
@@ -17,6 +18,7 @@ class LbsgdError(ValueError):
     exit_code = 2
     label = "error"
     of_rank_0 = False  # whether only process 0 can have found the error
+    bug: BaseException | None = None  # the exception behind it, if its traceback is to be printed
 
 
 class ConfigError(LbsgdError):
@@ -87,10 +89,12 @@ def one_line(error: BaseException) -> str:
 def print_error(error: LbsgdError) -> None:
     """Print each line of an error on stderr, after its label: `error: FILE: what is wrong; what to do`.
 
-    Control characters from a file or its name cannot move the cursor. If stderr cannot be written to, the process still
-    ends with the error's exit code.
+    A bug's traceback comes before it. Control characters from a file or its name cannot move the cursor. If stderr
+    cannot be written to, the process still ends with the error's exit code.
     """
     text = "".join(f"{error.label}: {printable(line)}\n" for line in str(error).splitlines())
+    if error.bug:
+        text = "".join(traceback.format_exception(error.bug)) + text
     with suppress(OSError, ValueError):
         try:
             print(text, end="", file=sys.stderr, flush=True)

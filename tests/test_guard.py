@@ -21,7 +21,7 @@ from crash import PATIENCE_SECONDS, forked, lines_that_end
 from torch.distributed import HashStore, TCPStore
 
 from lbsgd.config.plan import Plan
-from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError, Stopped, TrainingError
+from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError, Stopped, TrainingError, print_error
 from lbsgd.processes import connection
 from lbsgd.processes import first_cause as first_cause_module
 from lbsgd.processes import guard as guard_module
@@ -205,7 +205,9 @@ def test_words_of_a_connection_tell_of_no_lost_process_where_nobody_else_is_or_n
     console.close()
     monkeypatch.setattr("sys.stderr", console)
     for error, peers in ((RuntimeError("Connection closed"), None), (ValueError("Connection closed"), object())):
-        assert first_cause_module.explained(error, "iteration 0", peers).exit_code == 1
+        bug = first_cause_module.explained(error, "iteration 0", peers)
+        print_error(bug)
+        assert bug.exit_code == 1
 
 
 def recipes_own():
@@ -503,6 +505,25 @@ def test_an_error_ends_with_its_code_and_a_bug_with_its_traceback(tmp_path, erro
     ending = Ending(tmp_path, raises, error)
     assert ending.code == code and len(ending.lines) == 1 and str(error) in ending.lines[0]
     assert ("Traceback" in ending.text) == traceback
+
+
+def raises_a_bug(is_first):
+    Peers.BEAT_SECONDS = 60
+    first, second = two_peers()
+    if not is_first:
+        first.fail(TrainingError("name 'logist' is not defined"))
+
+    def bug():
+        raise NameError("name 'logist' is not defined")
+
+    guarded(peers=second, processes=Processes(1, 2, 1, 2), then=bug)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_bug_that_ends_all_processes_at_once_prints_one_traceback(tmp_path, is_first):
+    """Hundreds of processes come to the same line of a recipe together."""
+    ending = Ending(tmp_path, raises_a_bug, is_first)
+    assert ending.code == 1 and len(ending.lines) == is_first == ("Traceback" in ending.text)
 
 
 @pytest.mark.parametrize("console", ["> /dev/full 2>&1", ">&- 2>&-"])

@@ -86,17 +86,31 @@ def test_one_that_waits_for_the_others_asks_little_and_rank_0_no_more_the_more_t
     assert not meeting.lead(leads, names[0], 500)
     assert meeting.join(store, names[499], 499) == names[0]
     assert meeting.lead(leads, names[0], 500) == names[0]
+    # Each has given a first sign of life, or a search for a silent one would wait for it.
+    assert store.check([f"{names[0]}/{kind}/{rank}" for kind in ("beat", "host") for rank in range(500)])
     assert [connection.pause(world_size) for world_size in (2, 200, 2000)] == [0.1, 0.1, 1]
 
 
-def test_few_of_many_look_for_the_silent_one_and_each_with_two_questions():
+def test_few_of_many_look_for_the_silent_one_and_each_with_one_question():
     store, world = HashStore(), range(100)
     peers = [Peers(Processes(rank, 100, 0, 1), Counted(store)) for rank in world]
     assert sum(one.may_look for one in peers) == sum(one.may_look for one in peers) == Peers.LOOKERS
     for one in peers:
         one.beat("iteration 7")
     before = peers[3].store.questions
-    assert len(peers[3].all_beats()) == 100 and peers[3].store.questions == before + 2
+    assert len(peers[3].all_beats()) == 100 and peers[3].store.questions == before + 1
+
+
+def test_silent_processes_are_named_host_by_host_and_only_those_of_a_few_hosts():
+    """In a cluster that is cut in two, each half misses hundreds."""
+    store = HashStore()
+    for rank in range(2048):
+        store.set(f"host/{rank}", f"node{rank // 8}")
+    peers = Peers(Processes(0, 2048, 0, 8), Counted(store))
+    assert peers.by_host([3, *range(8, 16)]) == ["rank 3 on node0", "rank 8 to 15 on node1"]
+    many = peers.by_host(range(1024, 2048))
+    assert many[0] == "rank 1024 to 1031 on node128" and many[-1] == "those on 120 more hosts" and len(many) == 9
+    assert peers.store.questions == 2
 
 
 def test_rank_0_may_have_a_file_open_for_each_connection(monkeypatch):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dis
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -32,8 +31,8 @@ NO_GPU_MEMORY = (  # in RuntimeErrors of CUDA, NCCL and cuBLAS, which take memor
 def explained(error: BaseException, position: str, peers: Peers | None) -> LbsgdError:
     """Return one of our errors for another library's exception.
 
-    It says that the output cannot be written, a process was lost, or memory is full. Any other exception is a bug, and
-    its traceback is printed.
+    It says that the output cannot be written, a process was lost, or memory is full. Any other exception is a bug. Its
+    traceback is printed with the error, so only by the process that fails first: a bug often ends all at once.
     """
     if isinstance(error, OutputError):
         return error.refusal()
@@ -47,10 +46,8 @@ def explained(error: BaseException, position: str, peers: Peers | None) -> Lbsgd
         return LostProcessError(f"lost another process at {position} ({text})")
     if isinstance(error, MemoryError) or NO_MEMORY in text:
         return memory_is_full("the host's", position, text, "or fewer --loader_threads")
-    with suppress(OSError, ValueError):  # the console may be gone
-        traceback.print_exception(error)
     bug = LbsgdError(f"{type(error).__name__}: {text}")
-    bug.exit_code = 1
+    bug.exit_code, bug.bug = 1, error
     return bug
 
 

@@ -142,7 +142,7 @@ def lead(store: Store, name: str, world_size: int) -> str | None:
         return None
     # An earlier start's alarm would pass for one of this start, and torch would abort each process 8 minutes later.
     store.delete_key(NCCL_ALARM)
-    store.set(f"{name}/host/0", socket.gethostname())
+    introduce(store, name, 0)
     return name
 
 
@@ -150,9 +150,19 @@ def join(store: Store, name: str, rank: int) -> str | None:
     """Do another rank's part: once rank 0 has answered, tell it this host's name, and return rank 0's name."""
     if not (prefix := read(store, f"answer/{name}")):
         return None
-    store.set(f"{prefix}/host/{rank}", socket.gethostname())
+    introduce(store, prefix, rank)
     store.append(f"{prefix}/joined", f"{rank}\n")  # type: ignore[attr-defined]
     return prefix
+
+
+def introduce(store: Store, prefix: str, rank: int) -> None:
+    """Tell the others this process's host, and give a first sign of life.
+
+    So each process that has met the others has given one. If a single one had not, every process that looks for the
+    silent ones would have to ask for thousands of signs one by one.
+    """
+    keys = [f"{prefix}/beat/{rank}", f"{prefix}/host/{rank}"]
+    store.multi_set(keys, [MEETING, socket.gethostname()])  # type: ignore[attr-defined]  # torch's type stubs lack it
 
 
 def not_joined(store: Store, name: str, world_size: int) -> list[int]:

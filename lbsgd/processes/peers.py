@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 from torch.distributed import PrefixStore, Store
@@ -19,7 +19,10 @@ from torch.distributed import PrefixStore, Store
 from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, one_line
 from lbsgd.processes.connection import meeting_point
 from lbsgd.processes.environment import Processes
-from lbsgd.processes.meeting import OtherFailed, fresh_prefix, is_of_same_run, read, tell
+from lbsgd.processes.meeting import OtherFailed, fresh_prefix, in_words, is_of_same_run, read, tell
+from lbsgd.units import counted
+
+MOST_HOSTS = 8  # that a line names
 
 
 class Peers:
@@ -115,23 +118,28 @@ class Peers:
         return self.store.add("looks", 1) <= self.LOOKERS
 
     def silent(self) -> list[str]:
-        """Return the names of the processes that give no sign of life within three beats.
+        """Return, in words by host, the processes that give no sign of life within three beats.
 
         This compares values, not times, because clocks differ between hosts.
         """
         before = self.all_beats()
         time.sleep(3 * self.BEAT_SECONDS)
-        return [
-            self.name(rank)
-            for rank, (was, now) in enumerate(zip(before, self.all_beats(), strict=True))
-            if was == now and rank != self.rank
-        ]
+        after = self.all_beats()
+        found = [rank for rank in range(self.world_size) if before[rank] == after[rank] and rank != self.rank]
+        return self.by_host(found) if found else []
 
-    def all_beats(self) -> list[str]:
-        keys = [f"beat/{rank}" for rank in range(self.world_size)]
-        if self.store.check(keys):  # two questions instead of thousands
-            return [beat.decode() for beat in self.store.multi_get(keys)]
-        return [read(self.store, key) for key in keys]
+    def all_beats(self) -> list[bytes]:
+        """Return the last sign of life of each process. All have given one at the meeting (`meeting.introduce`)."""
+        return self.store.multi_get([f"beat/{rank}" for rank in range(self.world_size)])
+
+    def by_host(self, ranks: Sequence[int]) -> list[str]:
+        """Name some processes, a host at a time. A cluster that is cut in two would else fill the screen with names."""
+        ranks_on: dict[bytes, list[int]] = {}
+        for rank, host in zip(ranks, self.store.multi_get([f"host/{rank}" for rank in ranks]), strict=True):
+            ranks_on.setdefault(host, []).append(rank)
+        words = [f"rank {in_words(together)} on {host.decode()}" for host, together in ranks_on.items()]
+        left_out = len(words) - MOST_HOSTS
+        return words if left_out <= 0 else [*words[:MOST_HOSTS], f"those on {counted(left_out, 'more host')}"]
 
     # --- a request to stop -------------------------------------------------------------------------------------------
 
