@@ -1,6 +1,7 @@
 """A run warns of a GPU that torch cannot use before anything slow begins. --deterministic reaches cuDNN and NCCL."""
 
 import os
+import resource
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
+from processes import in_processes
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
@@ -20,8 +22,9 @@ from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.stopwatch import Stopwatch
-from lbsgd.train.deepspeed_setup import require_device
+from lbsgd.train.deepspeed_setup import allow_sockets, require_device
 from lbsgd.train.device_rules import emulated_bf16
+from lbsgd.train.engine import start_processes
 from lbsgd.train.facts import accelerator_kind, unused_gpu
 from lbsgd.train.graphs import graph_blocks
 from lbsgd.train.header import of_the_device
@@ -189,3 +192,22 @@ def test_cudnn_and_nccl_repeat_their_bits_where_the_flag_says_so(flags, wanted, 
     with torch.backends.cudnn.flags(deterministic=False, benchmark=True), pytest.raises(DataError, match="enough"):
         command.start(SimpleNamespace(), request, [], Stopwatch([]))
     assert found == [(wanted, not wanted), own or ("0" if wanted else None)]
+
+
+def test_where_cpus_compute_a_process_may_open_the_sockets_to_all_others(monkeypatch):
+    limits = [(1024, 8192)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+    for world_size, kind in ((1, "cpu"), (32, "cpu"), (2048, "cuda"), (256, "cpu"), (2048, "cpu")):
+        allow_sockets(Processes(1 % world_size, world_size, 0, 1), kind)
+    assert limits[1:] == [(3584, 8192), (8192, 8192)]  # the last as far as the host allows
+
+
+def joins_with_few_files():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    start_processes()
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def test_each_of_several_processes_raises_its_limit_of_open_files():
+    assert min(in_processes(2, joins_with_few_files)) > 512

@@ -170,6 +170,18 @@ def test_a_gpu_whose_memory_a_library_finds_full_is_no_lost_process_and_no_bug(t
 
 
 @pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at gloo/transport/tcp/loop.cc:47] rv != -1. -1 vs -1. pipe: Too many open files"),
+        OSError(24, "Too many open files", "train.beton"),
+    ],
+)
+def test_a_limit_of_open_files_is_no_lost_process_and_no_bug(error):
+    said = first_cause_module.explained(error, "the start", object())
+    assert said.exit_code == 2 and "needs more at the start (" in str(said) and "(ulimit -n" in str(said)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 5000ms for recv operation",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dis
+import errno
+import os
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +22,7 @@ TOLD_SECONDS = 2.0  # of these 8, for a failed process to tell the others
 FROM_CHECKPOINT = "--resume goes on from the newest checkpoint"
 WORDS_OF_COMMUNICATION = ("gloo", "Gloo", "NCCL", "ProcessGroup", "Connection", "connection", "Broken pipe")
 RAISE = dis.opmap["RAISE_VARARGS"]  # the instruction of Python's `raise`
+NO_FILES = os.strerror(errno.EMFILE)  # of Python's own OSError, and in gloo's RuntimeError
 NO_MEMORY = "can't allocate memory"  # in a RuntimeError of torch's CPU allocator
 NO_GPU_MEMORY = (  # in RuntimeErrors of CUDA, NCCL and cuBLAS, which take memory beside torch's allocator
     "CUDA error: out of memory",
@@ -42,6 +46,12 @@ def explained(error: BaseException, position: str, peers: Peers | None) -> Lbsgd
     if lacks_gpu_memory(error, text):  # asked first, because NCCL's words are of communication, too
         others = "compute in --precision bf16 (before the A100 fp16), or leave out CUDA graphs by --no-cuda_graphs"
         return memory_is_full("the GPU's", position, text, others)
+    if NO_FILES in str(error):  # asked before what tells of a lost process, because gloo's words are of that, too
+        few = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return ConfigError(
+            f"this process may open {few:,} files, and needs more at {position} ({text}); raise the limit on its host "
+            "(ulimit -n, or -Hn if that is the hard limit)"
+        )
     if peers and is_of_communication(error):
         return LostProcessError(f"lost another process at {position} ({text})")
     if isinstance(error, MemoryError) or NO_MEMORY in text:

@@ -12,10 +12,14 @@ import torch.distributed as dist
 from pydantic import ValidationError
 
 from lbsgd.config.plan import Plan
+from lbsgd.disk import allow_open_files
 from lbsgd.errors import ConfigError
+from lbsgd.processes.connection import OTHER_FILES
 from lbsgd.processes.environment import WAY_OUT, Processes
 from lbsgd.train.aggregation.phases import timeout_of
 from lbsgd.units import counted
+
+SOCKETS = 12  # to each other process: 6 with halving/doubling on CPUs, and 2 of the store on rank 0 (measured)
 
 
 def require_device(processes: Processes, kind: str) -> None:
@@ -25,6 +29,18 @@ def require_device(processes: Processes, kind: str) -> None:
             f"local rank {processes.local_rank} finds {torch.cuda.device_count()} GPUs on its host; give the host "
             "fewer slots, or start tasks that see all GPUs of their host"
         )
+
+
+def allow_sockets(processes: Processes, kind: str) -> None:
+    """Raise this process's limit of open files for gloo, as far as its host allows. kind: what computes.
+
+    Each of gloo's groups connects every process to every other, so a thousand files (the limit of many systems) are too
+    few for 170 processes. NCCL connects each to a few. If the host allows too few, `explained` says so.
+    """
+    if kind != "cuda" and processes.world_size > 1:
+        most = allow_open_files(SOCKETS * processes.world_size + OTHER_FILES)
+        if most is not None:
+            allow_open_files(most)
 
 
 def require_met(processes: Processes) -> None:

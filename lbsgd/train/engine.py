@@ -43,6 +43,7 @@ from lbsgd.processes.environment import Processes, master
 from lbsgd.train.aggregation.aggregation import attach
 from lbsgd.train.aggregation.alike import require_alike
 from lbsgd.train.deepspeed_setup import (
+    allow_sockets,
     building,
     deepspeed_config,
     refusal,
@@ -107,6 +108,7 @@ def start_processes(timeout_seconds: float = 600, store: Store | None = None) ->
     processes = Processes.from_environment()
     accelerator = deepspeed.accelerator.get_accelerator()
     require_device(processes, accelerator.device_name())
+    allow_sockets(processes, accelerator.device_name())
     # This all-reduce is for inference, and compiles for a minute on a CPU. Reading the list compiles trial programs.
     vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     if processes.alone:
