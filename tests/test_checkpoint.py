@@ -232,6 +232,14 @@ def test_the_checkpoint_s_threads_are_taken_where_they_are_there_and_none_are_as
     assert (threads[-1], lines) == (after, said)
 
 
+def test_only_rank_0_says_what_a_resumed_run_changes(monkeypatch):
+    for rank, expected in ((0, ["a line"]), (1, [])):
+        said = []
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        Saver(SimpleNamespace(global_steps=0), None, {}, {}, say=said.append).say_on_rank_0("a line")
+        assert said == expected
+
+
 @pytest.mark.parametrize(
     "change, words",
     [

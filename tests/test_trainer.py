@@ -1,6 +1,7 @@
 """The trainer's loop on one process and a small network: evaluation, statistics, what stops it, what it saves."""
 
 import math
+import os
 import time
 from itertools import count
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from trainers import NUM_IMAGES, Records, trainer
 
 import lbsgd
 from lbsgd.algorithm.schedule import learning_rate
-from lbsgd.errors import CheckpointError, ConfigError, Stopped, TrainingError
+from lbsgd.errors import CheckpointError, ConfigError, DivergedError, Stopped, TrainingError
 from lbsgd.processes.ending import from_rank_0
 from lbsgd.train import checkpoint
 from lbsgd.train.agreement import Decision
@@ -38,8 +39,10 @@ def test_an_evaluation_counts_every_image_once_in_whole_numbers(tmp_path):
 
 
 def test_an_epoch_is_logged_and_saved_and_goes_on_from_there(tmp_path):
-    ours = trainer(tmp_path)
+    ours, counted = trainer(tmp_path), []
+    ours.reporter.progress.advance = lambda: counted.append(ours.iteration)
     ours.train(last_iteration=3), ours.saver.wait()
+    assert counted == [1, 2, 3]  # on the screen
     assert [record["epoch"] for record in ours.reporter.log.epochs] == [1]
     assert ours.reporter.log.iterations[0]["iteration"] == 0
     assert [path.name for path in complete(tmp_path)] == ["iteration_00000002", "iteration_00000003"]
@@ -107,15 +110,17 @@ def test_a_record_says_how_many_iterations_it_is_the_mean_of_also_after_a_resume
         assert record["train_loss"] == pytest.approx(sum(losses[first : last + 1]) / record["num_iterations"], rel=1e-5)
 
 
-def test_the_time_of_an_epoch_leaves_out_what_a_restart_took(tmp_path):
+def test_the_time_of_an_epoch_leaves_out_what_a_restart_took_and_goes_on_from_what_was_saved(tmp_path):
     ours = trainer(tmp_path)
-    ours.train(last_iteration=1), ours.saver.wait()
+    ours.train(last_iteration=1)
+    ours.clock.epoch_began -= 200.0  # as if it had begun that many seconds ago
+    ours.save(), ours.saver.wait()
     again = trainer(tmp_path)
-    again.clock.epoch_began -= 1000.0  # as if it had begun that many seconds ago
+    again.clock.epoch_began -= 1000.0
     again.go_on(again.saver.restore())
-    again.train(last_iteration=2)
-    [epoch] = again.reporter.log.epochs
-    assert epoch["seconds"] < 500
+    again.train(last_iteration=4)
+    first, second = (epoch["seconds"] for epoch in again.reporter.log.epochs)
+    assert 200 < first < 500 and second < 200
 
 
 def test_a_process_alone_is_stopped_after_the_iteration_in_which_it_was_asked(tmp_path, monkeypatch):
@@ -171,6 +176,15 @@ def test_recomputed_statistics_are_the_exact_ones_of_the_training_images(tmp_pat
     assert norm.num_batches_tracked == 0
 
 
+def test_each_epoch_recomputes_statistics_from_images_of_its_own(tmp_path, monkeypatch):
+    ours, asked = trainer(tmp_path, statistics="recomputed", statistics_images=N), []
+    batches = ours.images.train.statistics_batches
+    noting = lambda epoch, *given: asked.append(epoch) or batches(epoch, *given)  # noqa: E731
+    monkeypatch.setattr(ours.images.train, "statistics_batches", noting)
+    ours.train(last_iteration=4)
+    assert asked == [1, 2]
+
+
 def test_first_worker_statistics_are_those_of_the_first_n_images_of_an_iteration(tmp_path):
     ours = trainer(tmp_path, statistics="first_worker")
     first, _ = next(ours.images.train.epoch(0))
@@ -202,6 +216,15 @@ def test_complex_weights_that_are_no_numbers_are_not_saved(tmp_path):
     ours.engine.module.rotation = torch.nn.Parameter(torch.full((2,), complex(1, float("inf"))), requires_grad=False)
     with pytest.raises(TrainingError, match="the weights rotation are not numbers"):
         ours.save()
+
+
+def test_a_result_that_is_no_number_ends_the_run_and_names_the_checkpoint(tmp_path, monkeypatch):
+    ours = trainer(tmp_path)
+    monkeypatch.setattr(ours, "evaluate", lambda epoch: {"val_top1_error_pct": math.nan})
+    words = "after iteration 1 the top-1 error is not a number; the newest checkpoint is .*_00000002"
+    with pytest.raises(DivergedError, match=words):
+        ours.train(last_iteration=4)
+    assert not ours.reporter.log.epochs
 
 
 def test_a_loss_scale_that_cannot_fall_ends_training_and_names_the_iteration(tmp_path, monkeypatch):
@@ -237,6 +260,15 @@ def test_a_full_disk_is_said_and_training_goes_on(tmp_path, monkeypatch):
     assert ours.iteration == 3 and not ours.saver.wait() and "No space left on device" in ours.reporter.progress.said[0]
 
 
+def test_a_run_that_stops_on_a_full_disk_does_not_say_that_it_was_saved(tmp_path, monkeypatch):
+    ours = trainer(tmp_path)
+    monkeypatch.setattr(checkpoint, "save", lambda *_: os.stat(tmp_path / "nothing"))  # raises OSError
+    ours.guard.stop_requested = "SIGTERM"
+    with pytest.raises(Stopped, match="^SIGTERM: the checkpoint of iteration 1 could not be written; --resume goes on"):
+        ours.train(last_iteration=2)
+    assert ours.guard.saved is False
+
+
 def test_a_key_that_deepspeed_itself_refuses_is_one_line():
     config = recipe()
     config["zero_optimization"]["stge"] = 1
@@ -269,6 +301,20 @@ def test_the_first_iteration_whose_loss_is_no_number_is_remembered():
     for ours.iteration, loss in enumerate([1.0, math.inf, 1.0, math.nan, 1.0]):
         Trainer.note(ours, torch.tensor(loss), [])
     assert ours.first_bad == 1
+
+
+def test_a_loss_that_is_no_number_is_found_before_anything_is_saved_or_reported_or_an_epoch_begins(tmp_path):
+    ours = trainer(tmp_path)
+    ours.first_bad.fill_(0)
+    for act in (
+        ours.save,
+        lambda: ours.report_iteration(0),
+        lambda: ours.report_epoch(2, evaluate_every=1),
+        lambda: ours.next_batch(iter(["a batch"]), 0),
+    ):
+        with pytest.raises(DivergedError, match="the loss of iteration 0 is not a number; no checkpoint was written"):
+            act()
+    assert not complete(tmp_path) and ours.guard.nothing_to_save
 
 
 def stopped_by_a_loss():
@@ -306,10 +352,10 @@ def test_above_20_percent_of_an_epoch_one_line_says_once_what_to_change_for_aggr
 def test_the_share_of_an_epoch_that_was_waited_is_that_of_its_iterations_since_a_resume(
     tmp_path, monkeypatch, seconds_before
 ):
-    ours, told = trainer(tmp_path), []
+    ours, told = trainer(tmp_path, steps_per_print=1), []
     if seconds_before:
         ours.train(last_iteration=1), ours.saver.wait()
-        ours = trainer(tmp_path, resume=True)
+        ours = trainer(tmp_path, steps_per_print=1, resume=True)
         ours.clock.start_epoch(seconds_before)
     next_of, passes = ours.clock.next_of, (2 - ours.iteration) * ours.plan.accumulation_steps
 
@@ -323,6 +369,9 @@ def test_the_share_of_an_epoch_that_was_waited_is_that_of_its_iterations_since_a
     ours.train(last_iteration=2)
     seconds = ours.reporter.log.epochs[0]["seconds"] - seconds_before
     assert 0 < seconds < 1000 and told[0] * seconds / 100 == pytest.approx(1000.0 * passes, rel=1e-3)
+    for record in ours.reporter.log.iterations:
+        waited = record["data_wait_pct"] / 100 * K * N / record["images_per_second"]
+        assert waited == pytest.approx(1000.0 * ours.plan.accumulation_steps, rel=1e-3)
 
 
 def test_a_record_counts_no_aggregation_from_before_its_time(tmp_path, monkeypatch):
@@ -395,8 +444,8 @@ def test_what_runs_between_two_epochs_counts_for_no_pass(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "at, pass_seconds, done",  # of K passes
-    [(0, 10.0 / (K - 1) + 0.01, 0), (0, 10.0 / (K - 1), 1), (K - 1, 1000.0, 1)],
+    "at, pass_seconds, done",  # K passes an iteration, and two iterations an epoch, whose totals stay
+    [(0, 10.0 / (K - 1) + 0.01, 0), (0, 10.0 / (K - 1), 1), (K - 1, 1000.0, 1), (2 * K, 1000.0, 2)],
 )
 def test_an_iteration_is_given_up_if_the_rest_of_it_would_take_more_than_10_seconds(
     tmp_path, monkeypatch, at, pass_seconds, done
@@ -404,15 +453,22 @@ def test_an_iteration_is_given_up_if_the_rest_of_it_would_take_more_than_10_seco
     ours, number = trainer(tmp_path), count()
     decision = Decision(stop=True, pass_seconds=pass_seconds)
     monkeypatch.setattr(ours.agreement, "after_pass", lambda stop, save: decision if next(number) == at else None)
-    with pytest.raises(Stopped, match=f"saved after {done} iterations"):
-        ours.train(last_iteration=2)
+    with pytest.raises(Stopped, match=f"another process was told to: saved after {done} iterations"):
+        ours.train(last_iteration=4)
     _, state = checkpoint.load(checkpoint.newest(tmp_path))
     assert state["counters"]["iteration"] == done and state["epoch_totals"][-1] == done * K * N  # images
 
 
-def test_an_epoch_s_record_has_the_learning_rate_of_its_last_update(tmp_path):
-    ours = trainer(tmp_path)  # in the ramp, where each update has another learning rate
+def test_records_have_the_learning_rate_of_their_last_update_and_an_epoch_s_its_skipped_ones(tmp_path):
+    ours = trainer(tmp_path, steps_per_print=1)  # in the ramp, where each update has another learning rate
+    ours.engine.skipped_steps = 1
     ours.train(last_iteration=4), ours.saver.wait()
-    found = [record["lr"] for record in ours.reporter.log.epochs]
-    assert found == pytest.approx([learning_rate(t, ours.plan.schedule) for t in (1, 3)], rel=1e-12)
-    assert found[0] != pytest.approx(learning_rate(2, ours.plan.schedule), rel=1e-3)
+    lr = [learning_rate(t, ours.plan.schedule) for t in range(4)]
+    assert lr[1] != pytest.approx(lr[2], rel=1e-3)
+    iterations, epochs = ours.reporter.log.iterations, ours.reporter.log.epochs
+    assert [record["lr"] for record in iterations] == pytest.approx(lr, rel=1e-12)
+    assert [record["epoch"] for record in iterations] == [0, 0.5, 1, 1.5]
+    assert [record["lr"] for record in epochs] == pytest.approx([lr[1], lr[3]], rel=1e-12)
+    for record in epochs:
+        assert record["images_per_second"] * record["seconds"] == pytest.approx(NUM_IMAGES)
+        assert record["skipped_iterations"] == 1
