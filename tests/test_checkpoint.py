@@ -17,7 +17,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.errors import CheckpointError, DataError
 from lbsgd.train import checkpoint
 from lbsgd.train.identity import require_same
-from lbsgd.train.random_states import random_states, restore_random_states
+from lbsgd.train.random_states import random_states, restore_random_states, seed_random_numbers
 from lbsgd.train.saver import Saver
 from lbsgd.train.weights import put_weights, unwrapped, weights_in
 
@@ -353,6 +353,17 @@ def test_what_is_no_state_dict_is_one_line(tmp_path, content, words):
     with pytest.raises(DataError, match=words) as refused:
         weights_in(path)
     assert "\n" not in str(refused.value)
+
+
+def test_torch_numpy_and_python_are_seeded_from_all_numbers_in_their_order():
+    def drawn(*numbers):
+        seed_random_numbers(*numbers)
+        return torch.rand(1).item(), np.random.rand(), random.random()
+
+    first = drawn(0, 1, 2)
+    assert drawn(0, 1, 2) == first
+    for other in ((3, 1, 2), (0, 3, 2), (0, 1, 3), (0, 2, 1)):
+        assert not set(first) & set(drawn(*other))
 
 
 def test_random_states_come_back():

@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
 
@@ -140,15 +141,17 @@ def test_a_process_alone_is_stopped_after_the_iteration_in_which_it_was_asked(tm
 
 def test_an_evaluation_begins_once_the_epoch_is_on_the_disk_and_a_signal_ends_it_at_once(tmp_path, monkeypatch):
     ours, save, found = trainer(tmp_path), checkpoint.save, []
-    monkeypatch.setattr(checkpoint, "save", lambda *given: (time.sleep(0.1), save(*given))[1])
 
-    def look(*_):
-        found.append((ours.guard.nothing_to_save, len(complete(tmp_path))))
-        return {}
+    def slowly(*given):
+        time.sleep(0.1)
+        found.append(("written", ours.guard.nothing_to_save))
+        return save(*given)
 
+    monkeypatch.setattr(checkpoint, "save", slowly)
+    look = lambda *_: found.append(("evaluated", ours.guard.nothing_to_save)) or {}  # noqa: E731
     monkeypatch.setattr("lbsgd.train.trainer.evaluate", look)
-    ours.train(last_iteration=3)
-    assert found == [(True, 1)] and not ours.guard.nothing_to_save
+    ours.train(last_iteration=3), ours.saver.wait()
+    assert found == [("written", False), ("evaluated", True), ("written", False)]
 
 
 def test_the_guard_knows_that_a_save_may_wait_for_the_disk(tmp_path):
@@ -349,7 +352,7 @@ def test_above_20_percent_of_an_epoch_one_line_says_once_what_to_change_for_aggr
 
 
 @pytest.mark.parametrize("seconds_before", [0.0, 1e6])
-def test_the_share_of_an_epoch_that_was_waited_is_that_of_its_iterations_since_a_resume(
+def test_the_shares_of_an_epoch_that_were_waited_are_those_of_its_iterations_since_a_resume(
     tmp_path, monkeypatch, seconds_before
 ):
     ours, told = trainer(tmp_path, steps_per_print=1), []
@@ -357,21 +360,26 @@ def test_the_share_of_an_epoch_that_was_waited_is_that_of_its_iterations_since_a
         ours.train(last_iteration=1), ours.saver.wait()
         ours = trainer(tmp_path, steps_per_print=1, resume=True)
         ours.clock.start_epoch(seconds_before)
+    ours.plan = replace(ours.plan, world_size=2)  # a record then has its aggregation, too
     next_of, passes = ours.clock.next_of, (2 - ours.iteration) * ours.plan.accumulation_steps
 
     def slowly(batches):
         batch = next_of(batches)
         ours.clock.data.seconds += 1000.0  # seconds, far more than the epoch's own
+        ours.clock.aggregation.seconds += 3000.0
         return batch
 
     monkeypatch.setattr(ours.clock, "next_of", slowly)
     monkeypatch.setattr(ours.reporter, "advise_on_waiting", told.append)
+    monkeypatch.setattr(ours.reporter, "advise_on_aggregation", told.append)
     ours.train(last_iteration=2)
     seconds = ours.reporter.log.epochs[0]["seconds"] - seconds_before
-    assert 0 < seconds < 1000 and told[0] * seconds / 100 == pytest.approx(1000.0 * passes, rel=1e-3)
+    assert 0 < seconds < 1000
+    assert [pct * seconds / 100 for pct in told] == pytest.approx([1000.0 * passes, 3000.0 * passes], rel=1e-3)
     for record in ours.reporter.log.iterations:
-        waited = record["data_wait_pct"] / 100 * K * N / record["images_per_second"]
-        assert waited == pytest.approx(1000.0 * ours.plan.accumulation_steps, rel=1e-3)
+        window, passes = K * N / record["images_per_second"], ours.plan.accumulation_steps
+        assert record["data_wait_pct"] * window / 100 == pytest.approx(1000.0 * passes, rel=1e-3)
+        assert record["aggregation_wait_pct"] * window / 100 == pytest.approx(3000.0 * passes, rel=1e-3)
 
 
 def test_a_record_counts_no_aggregation_from_before_its_time(tmp_path, monkeypatch):
