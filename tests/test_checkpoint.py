@@ -232,6 +232,17 @@ def test_the_checkpoint_s_threads_are_taken_where_they_are_there_and_none_are_as
     assert (threads[-1], lines) == (after, said)
 
 
+def test_on_another_number_of_processes_each_one_draws_from_seed_rank_and_iteration(monkeypatch):
+    config, seeded = recipe(), []
+    config["lbsgd"]["seed"] = 5
+    monkeypatch.setattr("lbsgd.train.saver.seed_random_numbers", lambda *numbers: seeded.append(numbers))
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    saver = Saver(SimpleNamespace(global_steps=7), None, {}, {"plan": Plan.read(config, 1).as_dict()})
+    saver.restore_bits({}, {"world_size": 4})
+    assert seeded == [(5, 1, 7)]
+
+
 def test_only_rank_0_says_what_a_resumed_run_changes(monkeypatch):
     for rank, expected in ((0, ["a line"]), (1, [])):
         said = []
@@ -372,6 +383,18 @@ def test_random_states_come_back():
     assert [torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()] != drawn
     restore_random_states(states, rank=3)
     assert [torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()] == drawn
+
+
+def test_a_gpu_s_random_state_comes_back_where_there_is_a_gpu(monkeypatch):
+    restored = []
+    monkeypatch.setattr("torch.cuda.get_rng_state", lambda: torch.tensor([7]))
+    monkeypatch.setattr("torch.cuda.set_rng_state", lambda state: restored.append(state.item()))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    states = random_states(rank=1)
+    restore_random_states(states, rank=1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    restore_random_states(states, rank=1)
+    assert restored == [7]
 
 
 def test_the_second_of_a_pair_of_normal_numbers_comes_back(monkeypatch):

@@ -497,10 +497,15 @@ def test_a_saver_that_is_closed_has_written_all(tmp_path, monkeypatch):
 
 
 def saved_broken_and_restored(folder):
-    """Save on two processes, then with a NaN in a weight of rank 1. Return what is said, drawn next and restored."""
+    """Save on two processes, then with a NaN in a weight of rank 1.
+
+    Return what is said, drawn next and restored, and whether this process had a copy of the weights.
+    """
     engine = aggregating.run(aggregating.config(2), iterations=1)
     rank, write = torch.distributed.get_rank(), checkpoint.save
     checkpoint.save = lambda *given: (time.sleep(0.2), write(*given))[1]  # not done when the second save comes
+    copied = []
+    lbsgd.train.saver.gather_state = lambda *given, **kept: copied.append(gather_state(*given, **kept)) or copied[-1]
     saver = Saver(engine, folder / str(rank), {}, {})  # only rank 0 has the checkpoint
     torch.manual_seed(rank)
     means = engine.module.bn.running_mean.clone()
@@ -513,18 +518,20 @@ def saved_broken_and_restored(folder):
         saver.save(Reached(torch.zeros(2), 2.5))
     reached = saver.restore()
     torch.testing.assert_close(engine.module.bn.running_mean, means / 2)  # neither process's own
-    return str(broken.value), drawn.tolist(), torch.rand(3).tolist(), (reached.totals.tolist(), reached.epoch_seconds)
+    reached = reached.totals.tolist(), reached.epoch_seconds
+    return str(broken.value), drawn.tolist(), torch.rand(3).tolist(), reached, bool(copied[0].weights)
 
 
 def test_two_processes_stop_for_what_one_finds_and_each_has_its_own_random_numbers_again(tmp_path):
     found = in_processes(2, saved_broken_and_restored, tmp_path)
-    for said, drawn, drawn_again, reached in found:
+    for said, drawn, drawn_again, reached, _ in found:
         assert said.startswith(
             "after iteration 0 the weights fc.bias are not numbers; the newest checkpoint is "
             f"{tmp_path / '0' / 'iteration_00000001'}; "
         )
         assert drawn == drawn_again and reached == ([0.1, 2.0], 1.5)
     assert found[0][1] != found[1][1] and not (tmp_path / "1").exists()
+    assert [copied for *_, copied in found] == [True, False]  # each copy takes host memory
 
 
 def with_world_size(loaded, world_size):
