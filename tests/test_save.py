@@ -32,6 +32,7 @@ from lbsgd.disk import replace_file
 from lbsgd.errors import CheckpointError, DivergedError
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
+from lbsgd.train.aggregation.resume import saved_choice
 from lbsgd.train.engine_state import EngineState, gather_state, restore_state
 from lbsgd.train.reporter import Reporter
 from lbsgd.train.run import Every
@@ -501,7 +502,7 @@ def saved_broken_and_restored(folder):
 
     Return what is said, drawn next and restored, and whether this process had a copy of the weights.
     """
-    engine = aggregating.run(aggregating.config(2), iterations=1)
+    engine = aggregating.run(aggregating.config(2, block=aggregating.OURS), iterations=1)
     rank, write = torch.distributed.get_rank(), checkpoint.save
     checkpoint.save = lambda *given: (time.sleep(0.2), write(*given))[1]  # not done when the second save comes
     copied = []
@@ -518,6 +519,7 @@ def saved_broken_and_restored(folder):
         saver.save(Reached(torch.zeros(2), 2.5))
     reached = saver.restore()
     torch.testing.assert_close(engine.module.bn.running_mean, means / 2)  # neither process's own
+    assert rank or checkpoint.load(saver.newest)[1]["aggregation"] == saved_choice(engine) is not None
     reached = reached.totals.tolist(), reached.epoch_seconds
     return str(broken.value), drawn.tolist(), torch.rand(3).tolist(), reached, bool(copied[0].weights)
 
