@@ -14,7 +14,8 @@ from commands import ROOT
 from crash import Command, config
 from deepspeed.accelerator import get_accelerator
 from oracle import BOUND, ITERATIONS, K, N, distance, global_batch
-from small_engine import aggregated, in_precision, recipe, train
+from processes import in_processes
+from small_engine import aggregated, end_aggregation, in_precision, recipe, train
 from test_compiled import network
 from torch import nn
 from torch.nn import functional as F
@@ -181,6 +182,35 @@ def test_gradients_that_wait_for_the_update_outlast_another_pass(recorder, stage
             engine.step()
         found.append(gather_state(engine))
     assert_same(*found)
+
+
+OF_TWO = [(precision, stage, passes) for precision, stage in (("bf16", 0), ("fp16", 1)) for passes in (1, 2)]
+
+
+def on_two_processes():
+    """By case, the names of weights that a replayed run with lbsgd's aggregation has otherwise, and its replays."""
+    get_accelerator().is_fp16_supported = lambda: True
+    found = []
+    for precision, stage, passes in OF_TWO:
+        config = aggregated(in_precision(precision, stage, K * N // 2 // passes))
+        config["zero_optimization"]["reduce_bucket_size"] = 1000
+        weights, recorder = [], CallsAgain()
+        for made in (None, lambda recorder=recorder: recorder):
+            engine, plan = engine_of(config, made)
+            train(engine, plan, last=WARM_UP + 2)
+            assert len(engine.aggregation.buckets) > 3
+            end_aggregation(engine)
+            weights.append(gather_state(engine).weights)
+        plain, replayed = weights
+        learned = [name for name, _ in engine.module.named_parameters()]
+        found.append(([name for name in learned if not torch.equal(plain[name], replayed[name])], recorder.replays))
+    return found
+
+
+def test_two_processes_that_replay_have_the_bits_of_two_that_do_not():
+    """Gradients lie in the graphs' memory until all of their bucket have come."""
+    for found in in_processes(2, on_two_processes):
+        assert found == [([], 4 * (passes * (WARM_UP + 2) - WARM_UP)) for _, _, passes in OF_TWO]
 
 
 # --- when it replays, and when it does not ----------------------------------------------------------------------------
