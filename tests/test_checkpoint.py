@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from oracle import N
 from safetensors.torch import save_file
 from small_engine import recipe
 
@@ -196,6 +197,7 @@ PLAN = {"plan": {"precision": "fp32"}}
         ),
         ({"model": "mine", "network": {}}, {"model": "renamed", "network": {}}, ""),  # the name is no weight
         ({"network": {}}, {"model": "resnet50", "network": {}}, ""),  # from an older lbsgd
+        ({"network": {"w": [3]}}, {"model": "resnet50", "network": {}}, r"another run: network.w is \[3\] there"),
     ],
 )
 def test_a_run_goes_on_in_its_precision_and_with_its_decoder(tmp_path, saved, here, words):
@@ -323,6 +325,15 @@ def test_weights_without_counters_of_batches_are_taken(tmp_path):
     weights = {name: value + 1 for name, value in network.state_dict().items() if name != "num_batches_tracked"}
     put_weights(network, weights, tmp_path / "w.pt")
     assert torch.equal(network.running_mean, torch.ones(3)) and network.num_batches_tracked == 0
+    put_weights(network, {**weights, "num_batches_tracked": torch.tensor(7.0)}, tmp_path / "w.pt")  # all made floats
+
+
+def test_weights_of_a_gpu_and_of_torch_before_1_6_are_taken(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")
+    for zipped in (True, False):
+        torch.save({"weight": torch.ones(2)}, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+        weight = weights_in(tmp_path / "w.pt")["weight"]
+        assert weight.device.type == "cpu" and torch.equal(weight, torch.ones(2))
 
 
 def nested():
@@ -339,6 +350,7 @@ def nested():
         ({"state_dict": {}, "epoch": 3}, "holds a state_dict among other things"),
         ({"model": {"weight": torch.ones(2)}, "epoch": 3}, "holds a state_dict among other things"),
         ([torch.ones(2)], "holds no state_dict"),
+        (torch.ones(2), "holds no state_dict"),
         (
             b"<!DOCTYPE html>",
             "was not written by torch.save or safetensors, as it begins with b'<!DOCTYP'",
@@ -446,4 +458,16 @@ def test_a_checkpoint_of_another_global_batch_is_refused_though_its_lr_is_the_sa
     assert identity["global_batch"] == now["train_batch_size"]
     checkpoint.save(tmp_path, 1, ONE_WEIGHT, {"counters": {}, "identity": {**identity, "global_batch": 128}})
     with pytest.raises(CheckpointError, match="is of another run: global_batch is 128 there and 64 here"):
+        checkpoint.load_newest(tmp_path, identity, print)
+
+
+def test_a_checkpoint_from_before_keys_existed_is_of_a_run_with_their_defaults(tmp_path):
+    identity = Plan.read(recipe(), 1).identity()
+    old = {**identity, "recipe": {**identity["recipe"], "batch_norm": {"per_worker_batch": N}}}
+    del old["recipe"]["augmentation"]
+    checkpoint.save(tmp_path, 1, ONE_WEIGHT, {"counters": {}, "identity": old})
+    checkpoint.load_newest(tmp_path, identity, print)
+    del old["recipe"]["num_images"]  # which has no default
+    checkpoint.save(tmp_path, 2, ONE_WEIGHT, {"counters": {}, "identity": old})
+    with pytest.raises(CheckpointError, match="is of another run: lbsgd.num_images is none there and 128 here"):
         checkpoint.load_newest(tmp_path, identity, print)

@@ -480,3 +480,18 @@ def test_records_have_the_learning_rate_of_their_last_update_and_an_epoch_s_its_
     for record in epochs:
         assert record["images_per_second"] * record["seconds"] == pytest.approx(NUM_IMAGES)
         assert record["skipped_iterations"] == 1
+
+
+def test_the_noise_is_in_the_record_of_each_iteration_that_measured_it(tmp_path):
+    ours = trainer(tmp_path, steps_per_print=1)
+    ours.noise.every = 2
+    ours.train(last_iteration=4), ours.saver.wait()
+    assert ["noise_scale" in record for record in ours.reporter.log.iterations] == [True, False, True, False]
+
+
+def test_only_on_several_processes_is_there_a_wait_for_aggregation(tmp_path):
+    ours = trainer(tmp_path)
+    for world_size in (1, 2):
+        plan = replace(ours.plan, world_size=world_size)
+        again = Trainer(ours.engine, plan, ours.task, ours.images, ours.saver, ours.guard)
+        assert (again.clock.aggregation is ours.engine.waiting) == (world_size > 1)
