@@ -10,6 +10,7 @@ import time
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -123,6 +124,18 @@ def test_one_call_copies_all_gradients_of_a_bucket():
     assert [name for name in operators.names if "copy" in name] == ["aten._foreach_copy_.default"]
     assert bucket.buffer.tolist() == [0.0, 0.0, 3.0, 4.0, 1.0, 2.0, 9.0, 9.0]
     assert used.grad.tolist() == [1.0, 2.0] and frozen.grad is None and unused.grad.tolist() == [0.0, 0.0]
+
+
+def test_a_gradient_of_another_stream_is_waited_for_and_its_memory_kept(monkeypatch):
+    here, other, grad = Mock(name="here"), Mock(name="other"), Mock()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: here)
+    [bucket] = fill([torch.nn.Parameter(torch.zeros(2))], 100, multiple=1)
+    bucket.streams = {here}
+    bucket.wait_for_streams([grad])
+    assert not here.mock_calls and not grad.mock_calls
+    bucket.streams = {here, other}
+    bucket.wait_for_streams([grad])
+    assert here.mock_calls == [call.wait_stream(other)] and grad.mock_calls == [call.record_stream(here)]
 
 
 def test_before_the_last_pass_nothing_starts():
