@@ -9,6 +9,7 @@ import oracle
 import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from oracle import BOUND, ITERATIONS, K, N, distance, global_batch, network
 from processes import in_processes
@@ -23,7 +24,8 @@ from lbsgd.config.plan import Plan
 from lbsgd.config.precision import set_precision
 from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.train.deepspeed_setup import require_real
-from lbsgd.train.engine_state import gather_state, restore_state
+from lbsgd.train.engine import start_processes
+from lbsgd.train.engine_state import SCALER_FIELDS, gather_state, restore_state, to_host
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,32 @@ def test_the_loss_scale_falls_and_grows_as_deepspeed_s(monkeypatch):
         train(engine, plan, number, number + 1, lambda engine, loss: engine.backward(loss * factor))  # noqa: B023
         scales.append(engine.optimizer.loss_scale)
     assert engine.skipped_steps == 2 and scales == [1024, 512, 512, 512, 1024]
+
+
+def test_all_that_an_update_changes_in_the_loss_scaler_is_part_of_the_state():
+    start_processes()  # whose rank DeepSpeed asks for
+    scaler, changed = DynamicLossScaler(1024, 2, 1, delayed_shift=2, consecutive_hysteresis=True), set()
+    for overflow in [True] * 2 + [False] * 3:
+        before = dict(vars(scaler))
+        scaler.update_scale(overflow)
+        changed |= {name for name, value in vars(scaler).items() if value != before[name]}
+    assert changed == {*SCALER_FIELDS}
+
+
+def test_a_fixed_loss_scale_has_no_state(monkeypatch):
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+    engine, _ = lbsgd.initialize(network(), in_precision("fp16", 1, K * N, loss_scale=128))
+    state = gather_state(engine)
+    restore_state(engine, state)
+    assert "loss_scaler" not in state.counters and engine.optimizer.loss_scale == 128
+
+
+@pytest.mark.parametrize("dtype, kept", [(torch.bfloat16, torch.float32), (torch.float64,) * 2, (torch.int64,) * 2])
+def test_the_state_is_a_copy_in_at_least_float32(dtype, kept):
+    tensor = torch.ones(2, dtype=dtype)
+    copied = to_host(tensor)
+    tensor.zero_()
+    assert copied.dtype is kept and copied.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("stage", [0, 1])
@@ -109,6 +137,17 @@ def test_momentum_and_counters_are_part_of_the_state():
     broken = copy.deepcopy(half)
     broken.counters["iteration"] += 1
     assert distance(trained(recipe(), state=broken)[0].weights, weights) > 100 * BOUND
+
+
+def test_a_restored_engine_counts_and_schedules_from_where_the_state_was_taken():
+    engines = [lbsgd.initialize(network(), recipe())[0] for _ in range(2)]
+    train(engines[0], Plan.read(recipe(), 1), last=3)
+    restore_state(engines[1], gather_state(engines[0]))
+    there, here = (
+        (engine.global_steps, engine.micro_steps, engine.global_samples, engine.skipped_steps, engine.get_lr())
+        for engine in engines
+    )
+    assert there == here and here[0] == 3
 
 
 def test_form_10_keeps_the_last_lr_in_the_state(expected):
