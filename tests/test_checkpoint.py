@@ -6,19 +6,22 @@ import resource
 import signal
 import warnings
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from oracle import N
+from processes import in_processes
 from safetensors.torch import save_file
 from small_engine import recipe
 
 from lbsgd.config.plan import Plan
 from lbsgd.errors import CheckpointError, DataError
 from lbsgd.train import checkpoint
+from lbsgd.train.engine import start_processes
 from lbsgd.train.identity import require_same
-from lbsgd.train.random_states import random_states, restore_random_states, seed_random_numbers
+from lbsgd.train.random_states import gather_random_states, random_states, restore_random_states, seed_random_numbers
 from lbsgd.train.saver import Saver
 from lbsgd.train.weights import put_weights, unwrapped, weights_in
 
@@ -387,6 +390,22 @@ def test_torch_numpy_and_python_are_seeded_from_all_numbers_in_their_order():
     assert drawn(0, 1, 2) == first
     for other in ((3, 1, 2), (0, 3, 2), (0, 1, 3), (0, 2, 1)):
         assert not set(first) & set(drawn(*other))
+
+
+def gathered_states():
+    start_processes()
+    rank = torch.distributed.get_rank()
+    torch.manual_seed(rank)
+    with patch("torch.distributed.all_gather_object", None):
+        return random_states(rank), gather_random_states(random_states(rank), torch.device("cpu"))
+
+
+def test_rank_0_gets_all_random_states_as_bytes_and_the_others_do_nothing_with_them():
+    """To unpickle those of thousands of processes would take each process most of a second at each save."""
+    (first, found), (second, nothing) = in_processes(2, gathered_states)
+    assert nothing == {} and found.keys() == first.keys() | second.keys()
+    for name, state in (first | second).items():
+        assert found[name].dtype == state.dtype and torch.equal(found[name], state)
 
 
 def test_random_states_come_back():

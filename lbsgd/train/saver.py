@@ -20,7 +20,12 @@ from lbsgd.report.lines import fact
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.resume import saved_choice, say_other_sums, tell_of_another_order
 from lbsgd.train.engine_state import EngineState, gather_state, restore_state
-from lbsgd.train.random_states import random_states, restore_random_states, seed_random_numbers
+from lbsgd.train.random_states import (
+    gather_random_states,
+    random_states,
+    restore_random_states,
+    seed_random_numbers,
+)
 from lbsgd.train.run import Every
 
 
@@ -84,15 +89,14 @@ class Saver:
         self.require_finite_weights()
         rank, world_size = dist.get_rank(), dist.get_world_size()
         state = gather_state(self.engine, keep=rank == 0)
-        states: list[dict[str, torch.Tensor]] = [{}] * world_size
-        dist.all_gather_object(states, random or random_states(rank))  # NCCL would open connections for a gather
+        states = gather_random_states(random or random_states(rank), self.engine.device)
         self.last_iteration, self.last_time = self.engine.global_steps, time.monotonic()
         if rank > 0:
             return
         tensors = {
             "weights": state.weights,
             "momentum": state.momentum,
-            "random": {name: tensor for process in states for name, tensor in process.items()},
+            "random": states,
         }
         described = {
             "counters": state.counters,
