@@ -1,6 +1,7 @@
 """The environment's variables, the launcher's own arguments, and one line for an error."""
 
 import io
+import json
 import math
 import os
 import re
@@ -15,9 +16,10 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from commands import script
+from commands import refused, script, scripts
 from crash import PATIENCE_SECONDS
 from deepspeed.launcher.runner import DLTS_HOSTFILE, parse_args
+from torch.distributed import TCPStore
 
 from lbsgd.disk import OutputError
 from lbsgd.errors import ConfigError, DataError
@@ -34,6 +36,7 @@ from lbsgd.processes.launcher import (
     require_hosts,
     require_no_hostfile,
 )
+from lbsgd.processes.meeting import is_of_same_run, read
 from lbsgd.processes.ports import free_port
 from lbsgd.processes.stopwatch import Stopwatch
 from lbsgd.train.deepspeed_setup import require_device
@@ -466,12 +469,51 @@ def test_who_waits_and_who_tells_others_of_an_error_before_the_processes_meet(
     monkeypatch.setattr(ending, "at_a_signal", lambda do: None)
     monkeypatch.setattr(ending, "launchers", lambda: ["deepspeed"] * launched)
     monkeypatch.setattr(ending, "time", SimpleNamespace(sleep=lambda seconds: did.append("waits")))
+    monkeypatch.setattr(ending, "another_tells", lambda error: False)
     monkeypatch.setattr(ending, "print_error", lambda error: did.append("prints"))
     monkeypatch.setattr("lbsgd.processes.peers.tell_before_joining", lambda *_: did.append("tells"))
     with pytest.raises(Ended):
         end_before_joining(error)
-    assert did == ["waits"] * waits + ["prints"] + ["tells"] * tells
+    assert did == ["waits"] * waits + ["prints"] + ["waits"] * waits + ["tells"] * tells
     assert ended == [(2, "no file", True)]
+
+
+def test_of_the_processes_of_a_host_that_find_the_same_error_one_tells_it(environment, monkeypatch):
+    """The others end once it has told the other hosts, as a launcher ends all when the first one ends."""
+    environment({"MASTER_ADDR": "node1", "MASTER_PORT": "29500"})
+    held = []
+    monkeypatch.setattr(ending, "HELD", held)
+    monkeypatch.setattr(ending, "time", SimpleNamespace(sleep=lambda seconds: held.pop(0).close()))
+    error = DataError(f"no file {os.getpid()}")
+    try:
+        assert not ending.another_tells(error) and not ending.another_tells(DataError(f"{error}, another"))
+        assert ending.another_tells(error)
+        environment({"MASTER_ADDR": "node1", "MASTER_PORT": "29501"})
+        assert not ending.another_tells(error)  # of another run
+    finally:
+        for name in held:
+            name.close()
+
+
+def test_a_process_whose_error_another_tells_ends_quietly(environment, monkeypatch, ended):
+    environment({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_SIZE": "2"})
+    monkeypatch.setattr(ending, "at_a_signal", lambda do: None)
+    monkeypatch.setattr(ending, "another_tells", lambda error: True)
+    with pytest.raises(Ended):
+        end_before_joining(DataError("no file"))
+    assert ended == [(2, "no file", True)]
+
+
+@pytest.mark.parametrize("script", ["resnet50.py", "mask_rcnn.py"])
+def test_a_mistyped_flag_is_told_to_the_other_hosts_as_every_error_is(script):
+    """It was one line per process, and hosts with the right flags waited for those with the wrong one."""
+    place = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    port = free_port()
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    is_of_same_run(store, Processes(0, 4, 0, 2))
+    [done] = scripts([{**place, "MASTER_PORT": port}], f"recipes/{script}", "--deepspeed_config", "x", "--epoks", "1")
+    refused(done, "unrecognized arguments: --epoks 1; --help lists the flags")
+    assert "--epoks 1" in json.loads(read(store, "failure"))["error"]
 
 
 def test_an_output_that_is_full_before_the_processes_meet_is_told_to_those_that_print_nothing(monkeypatch):

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from lbsgd.commands.flag_types import Group, OneLineParser, add_settings, interval, named, natural, positive, seconds
 from lbsgd.config.precision import PRECISIONS
+from lbsgd.errors import ConfigError
 
 if TYPE_CHECKING:
     from lbsgd.config.overrides import Overrides
+
+
+class RecipeParser(OneLineParser):
+    """A parser whose refusals are told like every error before the processes meet: once per host, and to the others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; --help lists the flags")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -20,7 +28,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def with_flags(description: str, add_data: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
     """Return the parser of the flags of every recipe, and of the recipe's data."""
-    flags = OneLineParser(description=description)
+    flags = RecipeParser(description=description)
     flags.add_argument(
         "--deepspeed_config", type=named, required=True, metavar="JSON", help="the recipe, such as ds_configs/8k.json"
     )

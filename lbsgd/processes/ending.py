@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -17,6 +20,8 @@ from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import launchers
 from lbsgd.processes.signals import at_a_signal
 
+TELLS_SECONDS = 60  # more than a process needs to import torch and to tell the others
+HELD: list[socket.socket] = []  # the names that this process holds until its end
 LAST_WORDS_SECONDS = 5.0  # for the console to take an error; then the process ends without it
 
 
@@ -70,8 +75,8 @@ def end_before_joining(error: LbsgdError) -> NoReturn:
 
     Usually all processes of a host find the same error at the same time, and the launcher ends them when the first one
     ends. So the process with local rank 0 prints its error at once. The others print theirs only if they are still
-    alive after a while, because then the error was theirs alone. No launcher ends the processes of other hosts, and
-    some launchers end none at all, so this process tells those that wait for it.
+    alive after a while, and no other process of the host is telling of the same error. No launcher ends the processes
+    of other hosts, and some launchers end none at all, so this process tells those that wait for it.
     """
     at_a_signal(lambda number: end_with_error(error, quiet=True))  # from srun, for example, once the first has ended
     try:
@@ -80,7 +85,11 @@ def end_before_joining(error: LbsgdError) -> NoReturn:
         end_with_error(error)
     if processes.local_rank:
         time.sleep(5)
+    if another_tells(error):
+        end_with_error(error, quiet=True)
     print_error(error)
+    if processes.local_rank:
+        time.sleep(2)  # the others of its host, which no launcher ends, find it telling
     waited_for = error.of_rank_0 and processes.world_size > 1 and not launchers()
     if waited_for or processes.world_size > processes.local_world_size:
         with suppress(ValueError):  # PyTorch's own import may be what failed
@@ -88,6 +97,30 @@ def end_before_joining(error: LbsgdError) -> NoReturn:
 
             tell_before_joining(processes, error)
     end_with_error(error, quiet=True)
+
+
+def another_tells(error: LbsgdError) -> bool:
+    """Return whether another process of this host has told of the same error, once it has told the other hosts.
+
+    A process that tells holds a name, which the system frees when the process ends. Otherwise thousands of processes
+    with one mistake in their command would fill the console with one line.
+    """
+    run = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")]
+    name = hashlib.sha256(repr((os.getuid(), run, str(error))).encode()).hexdigest()
+    holder = socket.socket(socket.AF_UNIX)
+    told = False
+    for _ in range(TELLS_SECONDS):
+        try:
+            holder.bind(f"\0lbsgd {name}")  # in Linux's own space of names, without a file
+        except OSError as error:
+            told = told or error.errno == errno.EADDRINUSE
+            if not told:
+                return False
+            time.sleep(1)
+        else:
+            break
+    HELD.append(holder)
+    return told
 
 
 def end_despite_threads() -> None:
