@@ -421,6 +421,8 @@ def test_a_gpu_s_random_state_comes_back_where_there_is_a_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.get_rng_state", lambda: torch.tensor([7]))
     monkeypatch.setattr("torch.cuda.set_rng_state", lambda state: restored.append(state.item()))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert "cuda.1" not in random_states(rank=1)  # with DS_ACCELERATOR=cpu: other hosts may have no GPU
+    monkeypatch.setattr("lbsgd.train.random_states.accelerator_kind", lambda: "cuda")
     states = random_states(rank=1)
     restore_random_states(states, rank=1)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
