@@ -489,6 +489,16 @@ def test_a_changed_script_is_warned_of_if_the_checkpoint_has_one_and_the_run_tra
     assert any("script has changed" in line for line in said)
 
 
+def test_a_resumed_run_says_which_keys_change_its_sums(tmp_path):
+    ours, said = trainer(tmp_path), []
+    ours.saver.say = said.append
+    ours.saver.described = {"plan": {"config": {"train_micro_batch_size_per_gpu": 8}}}
+    ours.save(), ours.saver.wait()
+    ours.saver.described = {"plan": {"config": {"train_micro_batch_size_per_gpu": 16}}}
+    ours.saver.restore()
+    assert said[-1].startswith("train_micro_batch_size_per_gpu: not as in the checkpoint")
+
+
 def test_a_saver_that_is_closed_has_written_all(tmp_path, monkeypatch):
     """A run that fails closes it, and its process ends right after that."""
     ours, write = trainer(tmp_path), checkpoint.save
