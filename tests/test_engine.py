@@ -55,6 +55,18 @@ def test_an_update_that_overflow_skips_shifts_no_later_learning_rate():
     assert lrs == [[learning_rate(t, plan.schedule)] * 2 for t in range(ITERATIONS)]
 
 
+def test_a_state_before_the_first_update_that_overflow_does_not_skip_has_no_momentum():
+    config = recipe(stage=1, micro_batch=K * N)
+    config["zero_optimization"]["compute_grad_norm"] = True  # in fp32 ZeRO checks only the norm
+    engine, plan = lbsgd.initialize(network(), config)
+    train(engine, plan, last=1, backward=lambda engine, loss: engine.backward(loss * float("inf")))
+    state = gather_state(engine)
+    assert (engine.global_steps, engine.skipped_steps, state.momentum) == (1, 1, {})
+    again, _ = lbsgd.initialize(network(seed=1), config)
+    restore_state(again, state)
+    assert all(torch.equal(tensor, state.weights[name]) for name, tensor in gather_state(again).weights.items())
+
+
 def test_the_loss_scale_falls_and_grows_as_deepspeed_s(monkeypatch):
     """Here it halves at the second overflow in a row, and doubles in the third update after an overflow."""
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
