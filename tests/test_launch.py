@@ -488,20 +488,25 @@ def test_of_the_processes_of_a_host_that_find_the_same_error_one_tells_it(enviro
     try:
         assert not ending.another_tells(error) and not ending.another_tells(DataError(f"{error}, another"))
         assert ending.another_tells(error)
+        monkeypatch.setattr("os.getppid", lambda: 1)
+        assert not ending.another_tells(error)  # of another run at the same port
         environment({"MASTER_ADDR": "node1", "MASTER_PORT": "29501"})
-        assert not ending.another_tells(error)  # of another run
+        assert not ending.another_tells(error)
     finally:
         for name in held:
             name.close()
 
 
-def test_a_process_whose_error_another_tells_ends_quietly(environment, monkeypatch, ended):
-    environment({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_SIZE": "2"})
+@pytest.mark.parametrize("world_size", ["1", "2"])
+def test_a_process_whose_error_another_tells_ends_quietly_unless_it_is_alone(
+    environment, monkeypatch, ended, world_size, capsys
+):
+    environment({"RANK": "0", "WORLD_SIZE": world_size, "LOCAL_RANK": "0", "LOCAL_SIZE": world_size})
     monkeypatch.setattr(ending, "at_a_signal", lambda do: None)
     monkeypatch.setattr(ending, "another_tells", lambda error: True)
     with pytest.raises(Ended):
         end_before_joining(DataError("no file"))
-    assert ended == [(2, "no file", True)]
+    assert ended == [(2, "no file", True)] and capsys.readouterr().err == "error: no file\n" * (world_size == "1")
 
 
 @pytest.mark.parametrize("script", ["resnet50.py", "mask_rcnn.py"])

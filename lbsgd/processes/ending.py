@@ -85,7 +85,7 @@ def end_before_joining(error: LbsgdError) -> NoReturn:
         end_with_error(error)
     if processes.local_rank:
         time.sleep(5)
-    if another_tells(error):
+    if processes.world_size > 1 and another_tells(error):
         end_with_error(error, quiet=True)
     print_error(error)
     if processes.local_rank:
@@ -100,20 +100,21 @@ def end_before_joining(error: LbsgdError) -> NoReturn:
 
 
 def another_tells(error: LbsgdError) -> bool:
-    """Return whether another process of this host has told of the same error, once it has told the other hosts.
+    """Return whether another process of this run and host has told of the same error, once it has told the other hosts.
 
     A process that tells holds a name, which the system frees when the process ends. Otherwise thousands of processes
-    with one mistake in their command would fill the console with one line.
+    with one mistake in their command would fill the console with one line. The processes of a run and host have the
+    same parent, a launcher. Another run may have the same port by mistake, and must print its own error.
     """
-    run = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")]
-    name = hashlib.sha256(repr((os.getuid(), run, str(error))).encode()).hexdigest()
+    run = [os.getppid(), *(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))]
+    name = hashlib.sha256(repr((run, str(error))).encode()).hexdigest()
     holder = socket.socket(socket.AF_UNIX)
     told = False
     for _ in range(TELLS_SECONDS):
         try:
             holder.bind(f"\0lbsgd {name}")  # in Linux's own space of names, without a file
-        except OSError as error:
-            told = told or error.errno == errno.EADDRINUSE
+        except OSError as refused:
+            told = told or refused.errno == errno.EADDRINUSE
             if not told:
                 return False
             time.sleep(1)
