@@ -131,6 +131,7 @@ def zeros_part():
     """What ZeRO 1 does until the update: its hooks, its buffers, and the gradients that lie outside our buckets."""
     engine, plan = lbsgd.initialize(network(), config(2, stage=1, block=OURS))
     engine.backward(engine(torch.randn(N, 3, 6, 6)).sum())
+    engine(torch.randn(N, 3, 6, 6))  # as an evaluation before engine.step
     zero, buckets = engine.optimizer, engine.aggregation.buckets
     places = {bucket.buffer.untyped_storage().data_ptr() for bucket in buckets}
     gradients = [each for group in zero.averaged_gradients.values() for each in group]

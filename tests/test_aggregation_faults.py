@@ -126,6 +126,17 @@ def test_one_call_copies_all_gradients_of_a_bucket():
     assert used.grad.tolist() == [1.0, 2.0] and frozen.grad is None and unused.grad.tolist() == [0.0, 0.0]
 
 
+def test_a_gradient_that_was_moved_elsewhere_does_not_take_its_bucket_along():
+    """Setting .grad.data moves that view. Were it the bucket's own, later gradients would never be aggregated."""
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    [bucket] = fill([parameter], 100, multiple=1)
+    for number in (1.0, 2.0):
+        parameter.grad = torch.full((2,), number)
+        bucket.take()
+        assert bucket.buffer.tolist() == [number, number]
+        parameter.grad.data = parameter.grad * 3
+
+
 def test_a_gradient_of_another_stream_is_waited_for_and_its_memory_kept(monkeypatch):
     here, other, grad = Mock(name="here"), Mock(name="other"), Mock()
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: here)

@@ -69,4 +69,5 @@ def take_gradients_in_place(engine: Any) -> None:
             for gradient in gradients or ():
                 gradient.data = gradient.data.clone()  # ZeRO marks some of these tensors, so each object stays
 
-    engine.module.register_forward_pre_hook(keep)
+    if engine.aggregation is None:  # else they lie in buckets, which only the next update's gradients overwrite
+        engine.module.register_forward_pre_hook(keep)

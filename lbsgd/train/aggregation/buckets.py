@@ -38,7 +38,8 @@ class Bucket:
 
         One call copies them all, because a launch each would take the host longer than the GPU. Where this process has
         no gradient, the buffer gets zeros. A parameter that was frozen later gets no gradient, because with one an
-        optimizer would move it by its momentum.
+        optimizer would move it by its momentum. Each .grad is a new view, because whoever sets its .data moves it
+        elsewhere.
         """
         views, grads, missing = [], [], []
         for parameter, view in zip(self.parameters, self.views, strict=True):
@@ -53,7 +54,7 @@ class Bucket:
         if missing:
             torch._foreach_zero_(missing)
         for parameter, view in zip(self.parameters, self.views, strict=True):
-            parameter.grad = view if parameter.requires_grad else None
+            parameter.grad = view.detach() if parameter.requires_grad else None
 
     def wait_for_streams(self, grads: list[torch.Tensor]) -> None:
         """Make the current stream wait for those that write the gradients, whose memory must last until it reads."""
