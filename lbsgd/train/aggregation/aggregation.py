@@ -126,7 +126,7 @@ class Aggregation:
             raise TrainingError(
                 f"in iteration {self.engine.global_steps} a gradient came twice in the last pass, the second time "
                 "after its aggregation had begun; call engine.backward once per pass (and where an earlier call has "
-                "raised, load a checkpoint or start again), or delete lbsgd.aggregation from the JSON"
+                "raised, start again from a checkpoint), or delete lbsgd.aggregation from the JSON"
             )
 
     def require_known(self) -> None:

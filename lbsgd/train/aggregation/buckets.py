@@ -62,7 +62,8 @@ class Bucket:
             for stream in others:
                 here.wait_stream(stream)
             for grad in grads:
-                grad.record_stream(here)
+                for part in (grad._indices(), grad._values()) if grad.is_sparse else (grad,):
+                    part.record_stream(here)  # which a sparse tensor itself does not know
 
     def empty(self) -> None:
         """Expect all gradients again."""
