@@ -236,14 +236,13 @@ def rewrite_file(path: Path, data: bytes, like: Path | None = None, to_the_disk:
 
 
 def allow_open_files(needed: int) -> int | None:
-    """Raise this process's limit of open files (1,024 on many systems) to `needed`.
+    """Raise this process's limit of open files (1,024 on many systems) to `needed`, or as far as the system allows.
 
     Return None, or the system's limit if it is lower than `needed`.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return None
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        return hard
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-    return None
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return None if allowed == needed else hard

@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -22,7 +23,6 @@ from torch.distributed import HashStore, TCPStore
 
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError, Stopped, TrainingError, print_error
-from lbsgd.processes import connection
 from lbsgd.processes import first_cause as first_cause_module
 from lbsgd.processes import guard as guard_module
 from lbsgd.processes import peers as peers_module
@@ -110,11 +110,20 @@ def meet_in_threads(world_size, ranks, seconds):
 
 def test_processes_that_do_not_come_are_named(meeting_point, monkeypatch):
     asked = []
-    monkeypatch.setattr(connection, "allow_connections", asked.append)
+    monkeypatch.setattr(peers_module, "allow_connections", asked.append)
     [error] = meet_in_threads(3, [0], seconds=0.5)
     assert asked == [3]
     assert isinstance(error, LostProcessError)
     assert "of 3 processes some did not come within 0.5 s: rank 1, 2; look at their hosts" in str(error)
+
+
+def test_the_others_are_told_that_rank_0_may_not_open_a_file_for_each(meeting_point, monkeypatch):
+    """They would wait for `--hang_timeout`."""
+    few = ConfigError("rank 0 needs more open files")
+    monkeypatch.setattr(peers_module, "allow_connections", Mock(side_effect=few))
+    monkeypatch.setattr(peers_module, "WAITED_FOR_SECONDS", 2)
+    refused, told = meet_in_threads(2, [0, 1], seconds=30)
+    assert refused is few and isinstance(told, OtherFailed) and "rank 0 needs more open files" in str(told)
 
 
 def test_a_meeting_point_that_nobody_serves_is_named(meeting_point):

@@ -30,13 +30,11 @@ def meeting_point(
 
     alive: called repeatedly while this waits.
 
-    Raises ConfigError if the address is not known, or if rank 0 cannot open the port, is not at that address or may not
-    open enough files. Raises LostProcessError if another rank cannot reach rank 0.
+    Raises ConfigError if the address is not known, or if rank 0 cannot open the port or is not at that address. Raises
+    LostProcessError if another rank cannot reach rank 0.
     """
     address, port = master()
     serves = processes.is_rank_0 and not of_agent()
-    if serves:
-        allow_connections(processes.world_size)
     deadline = time.monotonic() + timeout_seconds
     wait_for_name(address, timeout_seconds, alive, tells=processes.local_rank == 0)
     served = serve(address, port, processes, timeout_seconds) if serves else None

@@ -17,12 +17,13 @@ from functools import cached_property
 from torch.distributed import PrefixStore, Store
 
 from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, one_line
-from lbsgd.processes.connection import meeting_point
+from lbsgd.processes.connection import allow_connections, meeting_point, of_agent
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.meeting import OtherFailed, fresh_prefix, in_words, is_of_same_run, read, tell
 from lbsgd.units import counted
 
 MOST_HOSTS = 8  # that a line names
+WAITED_FOR_SECONDS = 20  # by a process that tells the others why it never comes
 
 
 class Peers:
@@ -40,9 +41,15 @@ class Peers:
         """Wait until all processes are there, and call `alive` meanwhile.
 
         Raises LostProcessError after timeout_seconds, which names the missing processes, or if rank 0 is gone. Raises
-        ConfigError if the meeting point cannot be used or world sizes differ, and OtherFailed if another process ended
-        before it came.
+        ConfigError if the meeting point cannot be used, world sizes differ or rank 0 may not open enough files, and
+        OtherFailed if another process ended before it came.
         """
+        if processes.is_rank_0 and not of_agent():
+            try:
+                allow_connections(processes.world_size)
+            except ConfigError as error:
+                tell_before_joining(processes, error)
+                raise
         store = meeting_point(processes, timeout_seconds, alive)
         try:
             prefix = fresh_prefix(store, processes, timeout_seconds, alive)
@@ -152,15 +159,14 @@ class Peers:
 
 def tell_before_joining(processes: Processes, error: LbsgdError) -> None:
     """Tell the processes that wait for this one, and that no launcher ends, why it never comes."""
-    seconds = 20
     try:
-        store = meeting_point(processes, seconds)
+        store = meeting_point(processes, WAITED_FOR_SECONDS)
         is_of_same_run(store, processes)  # raises ConfigError if the store is another run's
         Peers(processes, store).fail(error)
     except LbsgdError:
         return  # nobody to tell
     if processes.is_rank_0:
-        time.sleep(seconds)  # the store ends with this process
+        time.sleep(WAITED_FOR_SECONDS)  # the store ends with this process
 
 
 def own_address() -> str:

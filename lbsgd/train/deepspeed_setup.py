@@ -38,9 +38,7 @@ def allow_sockets(processes: Processes, kind: str) -> None:
     few for 170 processes. NCCL connects each to a few. If the host allows too few, `explained` says so.
     """
     if kind != "cuda" and processes.world_size > 1:
-        most = allow_open_files(SOCKETS * processes.world_size + OTHER_FILES)
-        if most is not None:
-            allow_open_files(most)
+        allow_open_files(SOCKETS * processes.world_size + OTHER_FILES)
 
 
 def require_met(processes: Processes) -> None:
