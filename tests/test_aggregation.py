@@ -128,8 +128,8 @@ def passes_that_start():
 
 
 def zeros_part():
-    """What ZeRO 1 does until the update: its hooks, its buffers, and the gradients that lie outside our buckets."""
-    engine, plan = lbsgd.initialize(network(), config(2, stage=1, block=OURS))
+    """Return ZeRO 1's hooks and buffers, and the shapes of the gradients that it takes from outside our buckets."""
+    engine, _ = lbsgd.initialize(network(), config(2, stage=1, block=OURS))
     engine.backward(engine(torch.randn(N, 3, 6, 6)).sum())
     engine(torch.randn(N, 3, 6, 6))  # as an evaluation before engine.step
     zero, buckets = engine.optimizer, engine.aggregation.buckets

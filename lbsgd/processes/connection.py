@@ -34,10 +34,9 @@ def meeting_point(
     LostProcessError if another rank cannot reach rank 0.
     """
     address, port = master()
-    serves = processes.is_rank_0 and not of_agent()
     deadline = time.monotonic() + timeout_seconds
     wait_for_name(address, timeout_seconds, alive, tells=processes.local_rank == 0)
-    served = serve(address, port, processes, timeout_seconds) if serves else None
+    served = serve(address, port, processes, timeout_seconds) if serves_store(processes) else None
     port = served.port if served else port  # a single process may ask for any port
     try:
         wait_for_port(address, port, deadline, pause(processes.world_size), alive)
@@ -120,7 +119,7 @@ def wait_for_port(address: str, port: int, deadline: float, between: float, aliv
 
 def unreachable(address: str, port: int, processes: Processes, seconds: float, reason: str) -> LbsgdError:
     """Return the error of a process that waited in vain for rank 0's store."""
-    if processes.is_rank_0 and not of_agent():
+    if serves_store(processes):
         return ConfigError(
             f"rank 0 runs on {socket.gethostname()}, and {address}:{port} does not lead there ({reason}); give the "
             "launcher this host as --master_addr (or MASTER_ADDR), or start rank 0 on the other"
@@ -180,6 +179,11 @@ def allow_connections(world_size: int) -> None:
             f"rank 0 needs {needed:,} open files for the connections of {world_size:,} processes, and its host allows "
             f"{most:,}; raise the hard limit there (ulimit -Hn)"
         )
+
+
+def serves_store(processes: Processes) -> bool:
+    """Return whether this process serves the store: rank 0 does, unless torchrun's agent does."""
+    return processes.is_rank_0 and not of_agent()
 
 
 def of_agent() -> bool:

@@ -17,7 +17,7 @@ from itertools import groupby
 from torch.distributed import PrefixStore, Store
 
 from lbsgd.errors import ConfigError, LbsgdError, LostProcessError
-from lbsgd.processes.connection import MEETING, of_agent, pause
+from lbsgd.processes.connection import MEETING, of_agent, pause, serves_store
 from lbsgd.processes.environment import Processes, jobs
 from lbsgd.processes.launcher import launchers
 
@@ -179,7 +179,7 @@ def tell(store: Store, rank: int, error: LbsgdError) -> int:
 
 def let_others_read(processes: Processes) -> None:
     """On rank 0, keep the store alive until all waiting processes have looked for a failure."""
-    if processes.is_rank_0 and not of_agent():
+    if serves_store(processes):
         time.sleep(1 + pause(processes.world_size))
 
 

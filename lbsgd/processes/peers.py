@@ -17,7 +17,7 @@ from functools import cached_property
 from torch.distributed import PrefixStore, Store
 
 from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, one_line
-from lbsgd.processes.connection import allow_connections, meeting_point, of_agent
+from lbsgd.processes.connection import allow_connections, meeting_point, serves_store
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.meeting import OtherFailed, fresh_prefix, in_words, is_of_same_run, read, tell
 from lbsgd.units import counted
@@ -44,7 +44,7 @@ class Peers:
         ConfigError if the meeting point cannot be used, world sizes differ or rank 0 may not open enough files, and
         OtherFailed if another process ended before it came.
         """
-        if processes.is_rank_0 and not of_agent():
+        if serves_store(processes):
             try:
                 allow_connections(processes.world_size)
             except ConfigError as error:

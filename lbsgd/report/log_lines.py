@@ -105,7 +105,7 @@ ABSENT = object()
 
 
 class Expected:
-    """What each line of a log must have, if its first line names these measures. They are not read again per line."""
+    """Tells what each line of a log must have. measures: those that its first line names, read once for all lines."""
 
     def __init__(self, measures: Sequence[Measure] = ()):
         self.judged = {measure.key for measure in measures}
