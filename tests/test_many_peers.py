@@ -52,6 +52,32 @@ def test_only_a_run_on_several_hosts_can_be_reached_from_others(monkeypatch, loc
         assert here.connect_ex(("127.0.0.1", port)) == 0
 
 
+BEYOND, OF_A_CABLE = (f"fe80{7:028x} 04 40 {scope} 80 eth0\n{1:032x} 01 80 10 80 lo\n" for scope in ("00", "20"))
+
+
+@pytest.mark.parametrize(
+    "address, addresses, family",
+    [
+        ("127.0.0.1", BEYOND, socket.AF_INET),
+        ("localhost", BEYOND, None),  # others may know this host by IPv6
+        ("localhost", OF_A_CABLE, socket.AF_INET),
+        ("localhost", None, socket.AF_INET),
+        ("::1", OF_A_CABLE, None),
+    ],
+)
+def test_a_store_for_several_hosts_listens_by_ipv4_alone_if_nobody_can_come_by_ipv6(
+    monkeypatch, tmp_path, address, addresses, family
+):
+    """Of an address of IPv4 in the form of IPv6, it would ask DNS for a name (cluster/test_reverse_dns.py)."""
+    monkeypatch.setattr(connection, "ADDRESSES_IPV6", tmp_path / "if_inet6")
+    if addresses:
+        connection.ADDRESSES_IPV6.write_text(addresses)
+    listener = connection.own_listener(address, 0, Processes(rank=0, world_size=2, local_rank=0, local_world_size=1))
+    assert (listener and listener.family) == family
+    if listener:
+        listener.close()
+
+
 class Counted:
     """A store that counts requests and the bytes of their answers."""
 

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 from torch.distributed import TCPStore
 
@@ -20,6 +21,8 @@ OTHER_FILES = 512  # that rank 0 may have open in addition to the connections
 QUESTIONS_PER_SECOND = 2000  # from all waiting processes together; a store could answer ten times as many
 ATTEMPT_SECONDS = 5.0  # to connect
 TOLD_AFTER_SECONDS = 20.0  # of waiting for an unknown name
+ADDRESSES_IPV6 = Path("/proc/net/if_inet6")
+LOOPBACK_SCOPE, LINK_SCOPE = "10", "20"  # its fourth column
 MEETING = "the meeting of all processes"
 
 
@@ -57,11 +60,9 @@ def meeting_point(
 def serve(address: str, port: int, processes: Processes, timeout_seconds: float) -> TCPStore:
     """Open rank 0's store. Raises ConfigError if the port is taken.
 
-    It listens on all addresses of the host, as other hosts may know the host by any of them. If all processes meet at
-    a loopback address, it listens only there. The store asks nobody for a password, and whoever reaches it can end the
-    run, or lead its processes to another host.
+    The store asks nobody for a password, and whoever reaches it can end the run, or lead its processes to another host.
     """
-    listener = loopback_listener(address, port, processes)
+    listener = own_listener(address, port, processes)
     try:
         return TCPStore(
             address if listener else "localhost",
@@ -79,14 +80,23 @@ def serve(address: str, port: int, processes: Processes, timeout_seconds: float)
         ) from error
 
 
-def loopback_listener(address: str, port: int, processes: Processes) -> socket.socket | None:
-    """Return a socket at the loopback address where all processes of a host meet; None if other hosts must reach it.
+def own_listener(address: str, port: int, processes: Processes) -> socket.socket | None:
+    """Return the socket at which the store listens, or None if torch is to listen at all addresses of the host.
+
+    If all processes meet at a loopback address of one host, others cannot reach them.
+
+    Other hosts may know this one by any of its addresses. If those are of IPv4, torch must not listen by IPv6, though
+    it would serve both: its store asks for the name of each connection's address, and an IPv4 address in IPv6's form is
+    not looked up in /etc/hosts but in DNS, one after the other.
 
     None also if the port is taken: torch then finds the store that this process has opened there before, or says why.
     """
-    if processes.world_size > processes.local_world_size or not is_loopback(address):
+    if processes.world_size == processes.local_world_size and is_loopback(address):
+        family, *_, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+    elif is_reached_by_ipv4(address):
+        family, place = socket.AF_INET, ("", port)
+    else:
         return None
-    family, *_, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
     try:
         listener = socket.socket(family)
     except OSError:  # a host without IPv6 may know itself by such an address
@@ -135,6 +145,35 @@ def is_loopback(address: str) -> bool:
     """Return whether an address that this host knows is a loopback address, which leads to the asking host itself."""
     found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0]
     return ipaddress.ip_address(found).is_loopback
+
+
+def is_reached_by_ipv4(address: str) -> bool:
+    """Return whether all hosts reach an address that this host knows by IPv4.
+
+    Another host may find a name in another list than this one, so a name counts only if this host has no IPv6 address
+    that another could reach.
+    """
+    if any(family != socket.AF_INET for family, *_ in socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)):
+        return False
+    return is_number(address) or not has_ipv6()
+
+
+def is_number(address: str) -> bool:
+    """Return whether an address is a number rather than a name."""
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return True
+
+
+def has_ipv6() -> bool:
+    """Return whether this host has an IPv6 address that leads beyond itself and its own cables."""
+    try:
+        scopes = [line.split()[3] for line in ADDRESSES_IPV6.read_text().splitlines()]
+    except OSError:  # a kernel without IPv6
+        return False
+    return not {LOOPBACK_SCOPE, LINK_SCOPE}.issuperset(scopes)
 
 
 def pause(world_size: int) -> float:
