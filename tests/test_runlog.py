@@ -15,6 +15,7 @@ import pytest
 
 from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import ConfigError, DataError
+from lbsgd.report import log_lines
 from lbsgd.report.measure import TOP1
 from lbsgd.report.run_log import DIVERGED, RunLog, read_run
 
@@ -77,6 +78,15 @@ def test_a_log_reads_back_as_it_was_written(tmp_path):
         assert run.iterations == [{"kind": "iteration", **iteration(0)}]
         assert run.epochs == [{"kind": "epoch", **epoch(1, error=7.5)}]
         assert run.result == {"kind": "result", "val_top1_error_pct": 7.5}
+
+
+def test_the_records_of_a_long_log_share_their_keys(tmp_path):
+    """A log may have 450,000 lines, and keys take half of their memory."""
+    with RunLog(tmp_path / "run", RUN) as log:
+        for number in range(2):
+            log.iteration(iteration(number))
+    first, second = read_run(tmp_path / "run").iterations
+    assert all(one is other for one, other in zip(first, second, strict=True))
 
 
 def test_every_line_begins_with_its_kind_and_the_first_is_the_run(tmp_path):
@@ -328,12 +338,15 @@ def test_a_missing_log_is_named(tmp_path):
         (3, json.dumps({"kind": "iteration", **iteration(1), "epoch": [0.5]}), "iteration with epoch, which is no num"),
         (3, '{"kind": "iterat', "not JSON"),
         (3, '{"kind": ["epoch"]}', "not an object of kind"),
+        (3, ", ".join(2 * [json.dumps({"kind": "iteration", **iteration(1)})]), "not JSON"),
         (3, json.dumps({"kind": "run", **RUN}), "the first line, and only it, is of kind run"),
         (4, '{"kind": "epoch", "epoch": 1}', "epoch without seconds, train_loss"),
         (7, '{"kind": "epoch", "epo', "not JSON"),  # the last line, but with its newline: no kill cut it short
     ],
 )
-def test_a_file_that_is_no_log_is_refused_with_file_and_line(tmp_path, number, line, reason):
+@pytest.mark.parametrize("at_once", [1, 2, 1000])
+def test_a_file_that_is_no_log_is_refused_with_file_and_line(monkeypatch, tmp_path, number, line, reason, at_once):
+    monkeypatch.setattr(log_lines, "LINES_AT_ONCE", at_once)
     path = write(tmp_path, epochs=2)
     lines = path.read_text().splitlines()
     lines[number - 1] = line

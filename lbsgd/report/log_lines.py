@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -14,6 +16,7 @@ from lbsgd.report.measure import Measure, measures_of
 
 Record = dict[str, Any]
 LOG_NAME = "log.jsonl"
+LINES_AT_ONCE = 1000  # are parsed together
 
 # The keys that readers of a log rely on: the report, the progress display and a resumed run.
 KEYS = {
@@ -157,34 +160,51 @@ def _in_words(found: Sequence[tuple[str, str]]) -> list[str]:
 
 def read_records(path: Path) -> list[Record]:
     """Return the records of a log. Raises DataError with the number of a wrong line, or caused by an OSError."""
+    records: list[Record] = []
+    expected: Expected | None = None
     try:
         with open(path, "rb") as file:
-            lines = file.readlines()
+            while lines := list(islice(file, LINES_AT_ONCE)):
+                values = values_of(lines)
+                for line in lines:
+                    try:
+                        records.append(record_of(next(values), expected))
+                    except ValueError as error:
+                        if not line.endswith(b"\n"):  # the last line, cut short by a kill
+                            break
+                        where = f"{path}, line {len(records) + 1}"
+                        raise DataError(f"{where}: not a run log: {error}") from error
+                    expected = expected or Expected(measures_of(records[0]))
     except FileNotFoundError:
         raise DataError(f"no run log at {path}: give the folder of a run, which holds {LOG_NAME}") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    records: list[Record] = []
-    expected: Expected | None = None
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(record_of(line, expected))
-            expected = expected or Expected(measures_of(records[0]))
-        except ValueError as error:
-            if not line.endswith(b"\n"):  # the last line, cut short by a kill
-                break
-            raise DataError(f"{path}, line {number}: not a run log: {error}") from error
     if not records:
         raise DataError(f"{path}, line 1: not a run log: no complete line")
     return records
 
 
-def record_of(line: bytes, expected: Expected | None) -> Record:
-    """Return one line's record; expected is None for the first line. Raises ValueError if the line is no record."""
-    try:
-        record = json.loads(line, parse_constant=not_strict)
-    except (ValueError, RecursionError):
-        raise ValueError("not JSON") from None
+def values_of(lines: Sequence[bytes]) -> Iterator[Any]:
+    """Yield the value of each line. Raises ValueError at the first line that is not strict JSON.
+
+    Lines are parsed together if possible. Records then share their keys, which halves their memory.
+    """
+    together: list[Any] = []
+    with suppress(ValueError, RecursionError):
+        together = json.loads(b"[" + b",".join(lines) + b"]", parse_constant=not_strict)
+    if len(together) == len(lines):
+        yield from together
+        return
+    for line in lines:
+        try:
+            value = json.loads(line, parse_constant=not_strict)
+        except (ValueError, RecursionError):
+            raise ValueError("not JSON") from None
+        yield value
+
+
+def record_of(record: Any, expected: Expected | None) -> Record:
+    """Return a line's value if it is a record; expected is None for the first line. Raises ValueError otherwise."""
     if not isinstance(record, dict) or record.get("kind") not in list(KEYS):
         raise ValueError(f"not an object of kind {', '.join(KEYS)}")
     if (expected is None) != (record["kind"] == "run"):
