@@ -324,6 +324,19 @@ def test_the_demo_takes_the_gpus_that_the_variable_names(monkeypatch, visible, p
     assert training[1:5] == ["--quiet", *flags, "--master_port"]
 
 
+@pytest.mark.parametrize("accelerator, gpus, processes", [("cuda", 1, 1), ("cuda", 3, 2), ("cpu", 8, 2)])
+def test_the_demo_starts_a_process_per_gpu_that_it_uses(monkeypatch, accelerator, gpus, processes):
+    """With DS_ACCELERATOR=cpu it uses none of a host's GPUs."""
+    if accelerator == "cpu":
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    else:
+        monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert load_tool("demo").num_processes() == processes
+
+
 def test_the_demo_refuses_gpus_that_the_launcher_does_not_understand(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-abc")
     with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES has GPU-abc"):

@@ -33,7 +33,9 @@ def num_processes() -> int:
     """Return the largest number of GPUs that divides k; 2 on a CPU."""
     import torch  # not above, because this takes seconds, and refusals and `run` do not need it
 
-    gpus = torch.cuda.device_count()
+    from lbsgd.train.facts import accelerator_kind
+
+    gpus = torch.cuda.device_count() if accelerator_kind() == "cuda" else 0
     return max(size for size in range(1, gpus + 1) if NUM_WORKERS % size == 0) if gpus else 2
 
 
