@@ -132,10 +132,10 @@ def test_rows_that_studies_share_run_once(tmp_path):
 
 
 def test_studies_of_one_grid_share_its_code_its_logs_and_the_rows_of_the_same_name(tmp_path):
-    names = ("longer_table1", "longer_table2a", "longer_figure5")
+    names = ("longer_table1", "longer_table2a", "longer_table2b", "longer_figure5")
     together = Request(tuple(STUDIES[name] for name in names), DIGITS, (0,), tmp_path, tmp_path)
     assert [row.name for row in together.rows if row.name in ("x1", "x8")] == ["x1", "x8"]
-    assert len(together.rows) == len(set(together.rows)) == 4 + 8 - 2
+    assert len(together.rows) == len(set(together.rows)) == 4 + 8 + 4 - 2 - 2
     for name in names:
         alone = Request((STUDIES[name],), DIGITS, (0,), tmp_path, tmp_path)
         assert (alone.grid, alone.logs) == (together.grid, together.logs)
