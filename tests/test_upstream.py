@@ -170,6 +170,16 @@ def test_overflow_advances_the_iteration_but_not_the_scheduler():
     assert (engine.global_steps, engine.skipped_steps, engine.lr_scheduler.last_batch_iteration) == (1, 1, -1)
 
 
+def test_a_loaded_engine_adds_to_the_gradients_of_an_unfinished_iteration(tmp_path):
+    """forget_at_each_load (train/unfinished.py)."""
+    engine = engine_for(settings(train_batch_size=2, train_micro_batch_size_per_gpu=1))
+    engine.save_checkpoint(str(tmp_path))
+    update(engine)
+    before = engine.module.weight.grad.clone()
+    engine.load_checkpoint(str(tmp_path))
+    assert engine.micro_steps == 1 and torch.equal(engine.module.weight.grad, before)
+
+
 def test_a_missing_hostfile_is_only_a_warning(tmp_path):
     """The launcher's require_hosts refuses it."""
     assert fetch_hostfile(str(tmp_path / "hosts")) is None

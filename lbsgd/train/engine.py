@@ -58,6 +58,7 @@ from lbsgd.train.device_rules import lay_out, norm_implementation
 from lbsgd.train.loss_scale import grow_after_the_update
 from lbsgd.train.parts import build_optimizer, convert_network, require_network
 from lbsgd.train.trained import hold_to_plan
+from lbsgd.train.unfinished import forget_at_each_load
 from lbsgd.train.zero_host import spare_the_host
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
@@ -173,6 +174,7 @@ def initialize(
     engine, scheduler = deepspeed_engine(model, plan)
     attach(engine, plan)
     hold_to_plan(engine)
+    forget_at_each_load(engine)
     engine.module.register_forward_pre_hook(
         lambda module, _: scheduler.step(engine.global_steps) if module.training else None
     )

@@ -18,6 +18,7 @@ from lbsgd.train.engine import (
     spread_parameters,
 )
 from lbsgd.train.trained import trained
+from lbsgd.train.unfinished import forget_iteration
 
 
 @dataclass
@@ -51,7 +52,8 @@ def restore_state(engine, state: EngineState) -> None:
 
     Gradients of an unfinished iteration are dropped.
     """
-    drop_gradients(engine)
+    restore_counters(engine, state.counters)
+    forget_iteration(engine)
     engine.module.load_state_dict(state.weights)
     if state.momentum:
         allocate_momentum(engine, state.counters["last_lr"])
@@ -60,16 +62,6 @@ def restore_state(engine, state: EngineState) -> None:
         if state.momentum:
             set_momentum(engine, parameter, state.momentum[name])
     spread_parameters(engine)
-    restore_counters(engine, state.counters)
-
-
-def drop_gradients(engine) -> None:
-    """Drop the gradients of an unfinished iteration, wherever DeepSpeed keeps them."""
-    optimizer = engine.optimizer
-    optimizer.zero_grad(set_to_none=True)
-    if engine.zero_optimization():
-        for kept in ("averaged_gradients", "all_grad_tensors"):
-            getattr(optimizer, kept).clear()
 
 
 def allocate_momentum(engine, last_lr: float | None) -> None:
@@ -121,12 +113,9 @@ def last_lr(sgd) -> float | None:
 
 
 def restore_counters(engine, state: dict[str, Any]) -> None:
-    """Set the engine's counters and schedule to what `counters` returned, with this world size's number of passes."""
+    """Set the engine's counters and schedule to what `counters` returned."""
     engine.global_steps = state["iteration"]
     engine.skipped_steps = state["skipped_iterations"]
-    engine.micro_steps = state["iteration"] * engine.gradient_accumulation_steps()
-    if engine.aggregation:
-        engine.aggregation.begin()
     engine.global_samples = state["iteration"] * engine.train_batch_size()
     engine.lr_scheduler.step(state["iteration"])
     if engine.fp16_enabled() and "loss_scaler" in state:

@@ -57,15 +57,16 @@ def warn_of_missing_steps(engine: Any) -> None:
     DeepSpeed counts the calls. With p passes per update, such a loop would update p times too rarely.
     """
     backward, passes = engine.backward, max(2, engine.gradient_accumulation_steps())
-    step, pending, told = engine.micro_steps, 0, False
+    step, told = engine.micro_steps, False
+    engine.passes_without_step = 0
 
     def counted(*arguments: Any, **options: Any) -> Any:
-        nonlocal step, pending, told
+        nonlocal step, told
         if engine.inside_no_sync_ctxt:  # DeepSpeed allows no step there
             return backward(*arguments, **options)
-        if engine.micro_steps != step:  # after a step, or after a checkpoint was loaded
-            step, pending = engine.micro_steps, 0
-        pending += 1
+        if engine.micro_steps != step:
+            step, engine.passes_without_step = engine.micro_steps, 0
+        pending = engine.passes_without_step = engine.passes_without_step + 1
         if pending == passes and not told and engine.global_rank == 0:
             told = True
             warnings.warn(
