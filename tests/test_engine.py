@@ -172,6 +172,24 @@ def test_form_10_keeps_the_last_lr_in_the_state(expected):
     assert distance(trained(config, state=half)[0].weights, expected[0]) > 100 * BOUND
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(0,), (3, 0)])
+def test_an_empty_parameter_is_part_of_the_state(stage, shape):
+    """As of a layer without outputs."""
+    engines = []
+    for seed in range(2):
+        model = network(seed)
+        model.empty = torch.nn.Parameter(torch.zeros(shape))
+        engines.append(lbsgd.initialize(model, recipe(stage))[0])
+    train(engines[0], Plan.read(recipe(stage), 1), last=1)
+    state = gather_state(engines[0])
+    assert state.weights["empty"].shape == state.momentum["empty"].shape == shape
+    restore_state(engines[1], state)
+    found = gather_state(engines[1])
+    assert all(torch.equal(tensor, found.weights[name]) for name, tensor in state.weights.items())
+    assert all(torch.equal(tensor, found.momentum[name]) for name, tensor in state.momentum.items())
+
+
 def test_one_process_reduces_nothing():
     engine, _ = lbsgd.initialize(network(), recipe())
     assert engine.enable_backward_allreduce is False

@@ -208,12 +208,12 @@ def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.Deep
     return engine, scheduler
 
 
-# --- access to ZeRO's state, for engine_state.py ----------------------------------------------------------------------
+# --- access to ZeRO's state, for engine_state.py. It keeps none of an empty parameter ---------------------------------
 
 
 def full_parameter(engine, parameter) -> torch.Tensor:
     """Return a whole parameter, in float32. Collective under ZeRO."""
-    return safe_get_full_fp32_param(parameter) if engine.zero_optimization() else parameter
+    return safe_get_full_fp32_param(parameter) if engine.zero_optimization() and parameter.numel() else parameter
 
 
 def full_gradient(engine, parameter) -> torch.Tensor:
@@ -235,9 +235,9 @@ def spread_parameters(engine) -> None:
 
 def full_momentum(engine, parameter) -> torch.Tensor:
     """Return a parameter's whole momentum, zeros before its first gradient. Collective under ZeRO."""
-    if engine.zero_optimization():
+    if engine.zero_optimization() and parameter.numel():
         return safe_get_full_optimizer_state(parameter, MOMENTUM)
-    momentum = engine.basic_optimizer.state[parameter].get(MOMENTUM)
+    momentum = engine.basic_optimizer.state.get(parameter, {}).get(MOMENTUM)
     return torch.zeros_like(parameter) if momentum is None else momentum
 
 
