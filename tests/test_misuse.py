@@ -5,11 +5,14 @@ import copy
 import numpy as np
 import pytest
 import torch
+from commands import ROOT, refused, script
 from small_engine import recipe
 from torch import nn
 
 import lbsgd
+from lbsgd.commands.recipe_task import require_maker, require_task
 from lbsgd.errors import ConfigError
+from lbsgd.report.measure import CLASSIFIER, TOP1
 
 NETWORK = nn.Linear(2, 2)
 PLAN = lbsgd.Plan.read(recipe(), 1)
@@ -112,3 +115,63 @@ def test_what_a_library_does_to_its_json_does_not_reach_the_plan(library, parts)
         if isinstance(block, dict):
             block.clear()
     assert PLAN.config == before
+
+
+class Task:
+    name, counts, judged_by = "small", ("top1_error",), CLASSIFIER
+
+    def __init__(self, **changed):
+        vars(self).update(changed)
+
+    def network(self, num_classes, plan): ...
+    def loss(self, network, batch): ...
+    def evaluate(self, network, batches): ...
+
+
+@pytest.mark.parametrize(
+    "task, words",
+    [
+        (NETWORK, "is of type Linear, which has no method network; give main an object with the methods network, loss"),
+        (None, "is of type NoneType, which has no method network"),
+        (Task, "is the class Task; give main an object, Task()"),
+        (Task(network=NETWORK, evaluate="top-1"), "is of type Task, which has no method evaluate"),
+        (Task(counts="top1_error"), "counts of the recipe's task Task is 'top1_error'; give a tuple, as"),
+        (Task(counts=None), "counts of the recipe's task Task is None; give a tuple, as"),
+        (Task(judged_by=TOP1), "judged_by of the recipe's task Task is Measure(key='val_top1_error_pct'"),
+        (Task(judged_by=("val_top1_error_pct",)), "is ('val_top1_error_pct',); give a tuple of Measure, such as"),
+        (Task(judged_by=()), "judged_by of the recipe's task Task is (); give a tuple of Measure, such as CLASSIFIER"),
+        (Task(name=None), "has no name for the log; give it one"),
+    ],
+)
+def test_what_is_no_task_is_one_line(task, words):
+    with pytest.raises(ConfigError) as caught:
+        require_task(task)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    require_task(Task(counts=[], judged_by=[TOP1]))
+
+
+@pytest.mark.parametrize("maker", [NETWORK, nn.Linear, Task()])
+def test_what_makes_no_task_is_one_line(maker):
+    with pytest.raises(ConfigError, match="the recipe gives main a [A-Za-z]+; give the task's class, as"):
+        require_maker(maker)
+    require_maker(Task)
+    require_maker(lambda request: Task())
+
+
+SIMULATION = "run_simulation(parser(''), lambda request: opened(request, {}, {{}}, ExitStack()))"
+
+
+@pytest.mark.parametrize(
+    "json, module, call, words",
+    [
+        ("digits", "train", "main({}, '')", "the recipe's task is of type Linear, which has no method network"),
+        ("digits", "simulate", SIMULATION, "the recipe's task is of type Linear, which has no method network"),
+        ("detection/scenes", "detect", "main({}, '')", "the recipe gives main a Linear; give the task's class"),
+    ],
+)
+def test_a_recipe_that_gives_main_its_network_ends_with_2_and_one_line(tmp_path, json, module, call, words):
+    lines = ["import torch", f"from lbsgd.commands.{module} import *", call.format("torch.nn.Linear(2, 2)")]
+    (tmp_path / "recipe.py").write_text("\n".join(lines))
+    data = ("--fake_data",) if json == "digits" else ("--data_dir", tmp_path)
+    asked = (tmp_path / "recipe.py", "--deepspeed_config", ROOT / f"ds_configs/{json}.json", *data)
+    refused(script(*asked, "--output_dir", tmp_path / "run"), words)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.commands.plan_lines import print_plan
 from lbsgd.commands.recipe_flags import parser
+from lbsgd.commands.recipe_task import require_task
 from lbsgd.commands.train import Request
 from lbsgd.disk import OutputError, hold_closed_streams, is_there, require_output, say
 from lbsgd.errors import ConfigError, LbsgdError
@@ -92,6 +93,7 @@ def opened(
 
     Raises ConfigError if flags or JSON ask for what is not simulated, or if the output folder holds a run.
     """
+    require_task(task)
     require_simulable(request)
     plan = replace(request.plan, micro_batch=request.plan.per_worker_batch)  # a worker's images in a batch
     described = {**described, **plan.as_dict()}

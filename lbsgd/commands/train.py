@@ -18,6 +18,7 @@ import psutil
 from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.commands.plan_lines import print_plan
 from lbsgd.commands.recipe_flags import overrides_of, parser
+from lbsgd.commands.recipe_task import require_maker, require_task
 from lbsgd.commands.trained_on import header_in, other_class, run_of
 from lbsgd.config.plan import Plan
 from lbsgd.data.folder import ValData, data_folder, open_data, open_val
@@ -75,10 +76,12 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
         require_output()
         require_no_hostfile(sys.argv)  # the parser would only call it an unknown flag
         require_surroundings()
+        require_maker(task_of)
         request = request_of(flags.parse_args())
         keep_torchs_code(request.flags.compile)
         keep_tritons_code()
         task = task_of(request)
+        require_task(task)
         if request.processes.is_rank_0:
             with found_by_rank_0():
                 request.require_place()
