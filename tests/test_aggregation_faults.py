@@ -330,6 +330,20 @@ def test_a_parameter_frozen_before_or_later_stays_and_one_added_later_is_refused
     assert in_processes(2, frozen_and_unfrozen) == [True, True]
 
 
+def walks_by_name():
+    engine, plan = lbsgd.initialize(network(), config(2, block=OURS))
+    one_iteration(engine, plan)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Module, "named_parameters", None)
+        one_iteration(engine, plan)
+    return engine.global_steps
+
+
+def test_an_update_lists_no_parameters_by_name():
+    """The host takes three to four times as long for that as for a list without names, while a GPU waits."""
+    assert in_processes(2, walks_by_name) == [2, 2]
+
+
 def test_experts_are_refused():
     values = config(2, block=OURS)
     plan = Plan.read(values, 2)

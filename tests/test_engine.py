@@ -26,6 +26,7 @@ from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.train.deepspeed_setup import require_real
 from lbsgd.train.engine import start_processes
 from lbsgd.train.engine_state import SCALER_FIELDS, gather_state, restore_state, to_host
+from lbsgd.train.trained import every_parameter
 
 
 @pytest.fixture(scope="module")
@@ -597,3 +598,33 @@ def test_bf16_autocast_keeps_weights_and_statistics_in_float32():
     engine, plan = lbsgd.initialize(network(), recipe(), overrides=Overrides(precision="bf16"))
     train(engine, plan)
     assert {tensor.dtype for tensor in engine.module.state_dict().values()} == {torch.float32, torch.int64}
+
+
+class Entangled(torch.nn.Module):
+    """A network with shared parts, a part that is missing, one that knows the whole, and a parametrised weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.missing = network(), None
+        self.again, self.last = self.first, torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(5, 5))
+        self.last.bias = self.first.fc.bias
+        self.register_parameter("none", None)
+        self.register_module("none_either", None)
+        self.several = torch.nn.ParameterList([torch.zeros(2)])
+        self.several.whole = self
+
+
+def test_every_parameter_is_listed_however_modules_hang_together():
+    model = Entangled()
+    assert {id(each) for each in every_parameter(model)} == {id(each) for each in model.parameters()}
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_zero_grad_drops_the_gradients_of_parameters_that_are_frozen_or_were_added_later(stage):
+    engine, _ = lbsgd.initialize(network(), recipe(stage))
+    engine.module.conv.later = torch.nn.Parameter(torch.zeros(2))
+    engine.module.fc.bias.requires_grad_(False)
+    for parameter in engine.module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    engine.zero_grad()
+    assert all(parameter.grad is None for parameter in engine.module.parameters())

@@ -22,6 +22,7 @@ from lbsgd.train.aggregation.phases import Job, phases_of, runner
 from lbsgd.train.aggregation.placement import Placement
 from lbsgd.train.clock import Waits, events_of
 from lbsgd.train.deepspeed_setup import leaves_gradients_in_place
+from lbsgd.train.trained import every_parameter
 from lbsgd.train.zero_host import take_gradients_in_place
 
 
@@ -131,8 +132,11 @@ class Aggregation:
 
     def require_known(self) -> None:
         """Raise TrainingError for a parameter unfrozen or added later, because it would differ between processes."""
-        for name, parameter in self.engine.module.named_parameters():
-            if parameter.requires_grad and parameter not in self.bucket_of:
+        known, module = self.bucket_of, self.engine.module
+        if all(each in known for each in every_parameter(module) if each.requires_grad):
+            return
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and parameter not in known:
                 raise TrainingError(
                     f"{name} was unfrozen or added after lbsgd.initialize, and would not be aggregated; initialize "
                     "again, or delete lbsgd.aggregation from the JSON"
