@@ -23,7 +23,7 @@ def test_a_row_is_the_mean_and_the_sample_standard_deviation_over_seeds():
     )  # mean 22.5 / 3; deviations -1.5, -0.5, 2: squares 2.25 + 0.25 + 4 = 6.5, over n - 1
     assert found.mean == 7.5 and found.std == pytest.approx(sqrt(6.5 / 2)) and str(found) == "7.50 ± 1.80"
     assert found.std != pytest.approx(pstdev([6.0, 7.0, 9.5]))  # of a whole population it would be 1.47
-    assert str(spread([6.0])) == "6.00" and spread([]) is None
+    assert str(spread([6.0, 7.0])) == "6.50 ± 0.71" and str(spread([6.0])) == "6.00" and spread([]) is None
 
 
 def test_the_interval_is_welch_s():
@@ -48,6 +48,7 @@ def test_a_difference_without_two_seeds_of_each_has_no_interval():
 @pytest.mark.filterwarnings("error")  # scipy's warnings would appear in the middle of a report
 def test_seeds_that_are_equal_by_chance_make_no_interval_of_width_zero():
     assert difference([3.0, 3.0], [1.0, 1.0]) == Difference(2.0, None, None)
+    assert difference([0.1 + 0.2, 0.3], [0.7, 0.7]).low is None  # equal except for rounding
     assert difference([3.0, 3.0], [1.0, 1.2]).low < 1.9  # one row's spread is known
 
 
