@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from lbsgd.experiments.answers import answers, markdown
+from lbsgd.experiments.answers import Answer, answers, markdown
 from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
 from lbsgd.experiments.grid import Claim
 from lbsgd.report.measure import TOP1
+from lbsgd.report.statistics import Difference
 
 
 def cells(kind, row, against, num_seeds=None):
@@ -83,6 +84,8 @@ def test_a_claim_is_open_while_a_run_goes_on():
     for row in ([], 5), ([], 3):
         words = f"{row[1]} of {row[1]} seeds of a diverged"
         assert cells("worse", row, FINISHED, num_seeds=5) == (words, "not known yet")
+    one_seed = Answer(Claim("a claim", "a", "worse", "b"), Difference(1.0, None, None), None, "", ended=True)
+    assert one_seed.cells[1:3] == ("not known yet", "+1.00")  # more seeds may follow
 
 
 def test_a_study_without_claims_has_no_empty_table():

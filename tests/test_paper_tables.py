@@ -468,13 +468,19 @@ def test_a_claim_about_curves_compares_how_far_they_lie_from_the_baselines_mean(
     one_seed = replace(groups["x1"], runs=groups["x1"].runs[:1])
     *_, half, _ = answers(STUDIES["longer_figure5"], DIGITS, {**groups, "x1": one_seed}, num_seeds=2)
     assert half.apart is None and half.holds is None  # the baseline lacks a seed
+    [small] = [row for row in rows if row.name == "x1"]
+    (write_log(tmp_path, small, 2, [90.0], planned=6) / "diverged.txt").write_text("error: not a number\n")
+    *_, half, _ = answers(STUDIES["longer_figure5"], DIGITS, rows_by_name(families_at([tmp_path])), num_seeds=2)
+    assert half.apart is None and half.holds is None  # a seed of the baseline has diverged
 
 
-def test_the_distance_of_curves_counts_an_error_of_0_and_no_epoch_without_a_number(tmp_path):
+def test_the_distance_of_curves_counts_an_error_of_0_no_epoch_without_a_number_and_no_run_that_goes_on(tmp_path):
     nothing = float("nan")
     write_log(tmp_path, TABLE_1[0], 0, [5.0] * 3, [10.0, 10.0, nothing])
     for seed, train in enumerate([[10.0, 0.0, 5.0], [10.0, nothing, 5.0]]):
         write_log(tmp_path, TABLE_1[3], seed, [5.0] * 3, train)
+    for row in (TABLE_1[0], TABLE_1[3]):
+        write_log(tmp_path, row, 2, [50.0] * 2, planned=3)
     [family] = families_at([tmp_path])
     assert distances(family.find(8), family.baseline, left_out=1 / 2) == [10.0]  # of epoch 2 of the first seed
 
