@@ -18,7 +18,7 @@ from lbsgd.config.checks.explain import explain_all
 from lbsgd.config.checks.inspection import inspect
 from lbsgd.experiments.overview import Overview
 from lbsgd.report.lines import on_width
-from lbsgd.report.paper_table import Columns, PaperTable
+from lbsgd.report.paper_table import WIDE, Columns, PaperTable
 from lbsgd.report.printer import Printer
 
 ROOT = Path(__file__).parent.parent
@@ -185,6 +185,12 @@ def test_columns_stand_where_the_letters_of_an_ascii_terminal_put_them(monkeypat
     assert [at for at, letter in enumerate(first) if letter == "|"] == [
         at for at, letter in enumerate(second) if letter == "|"
     ]
+
+
+@pytest.mark.parametrize("width, shown", [(WIDE, [0, 1, 2, 3, 4]), (WIDE - 1, [0, 3, 4])])
+def test_the_heads_of_a_table_say_whose_numbers_they_are_whatever_its_width(width, shown):
+    heads = ["", "paper\nkn", "paper\nη", "paper\nerror %", "ours\nkn"]
+    assert [column.header for column in table_of("baseline").rich(width).columns] == [heads[at] for at in shown]
 
 
 def test_a_pipe_is_no_terminal_where_colours_are_forced(monkeypatch, capsys, tmp_path):
