@@ -1,17 +1,22 @@
 """A grid continues with the images and the code of its earlier runs, or says in one line that it cannot."""
 
 import json
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from grid_logs import DIGITS, write_log
+from tool_modules import load_tool
 
+from lbsgd.data.coco_annotations import read_split
 from lbsgd.data.folder import open_data
 from lbsgd.errors import ConfigError, DataError
-from lbsgd.experiments.catalogue import STUDIES
+from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
 from lbsgd.experiments.checkout import NOTE, ROOT, Checkout, noted_commit
 from lbsgd.experiments.reproduce import Request, begin, report
-from lbsgd.experiments.same_data import require_same_data
+from lbsgd.experiments.same_data import fingerprint_of, require_same_data
+from lbsgd.train.coco_source import coco_files
 
 ROW = STUDIES["table1"].rows(DIGITS)[0]
 HERE = Checkout(ROOT, "a" * 40)
@@ -31,6 +36,24 @@ def test_the_images_are_those_of_the_logs(tmp_path, digits_data):
     other = of_data(write_log(tmp_path, ROW, 2, [1.0]), "f" * 64)
     with pytest.raises(DataError, match="holds other images than .*seed2/log.jsonl was trained on .* not ffffffff"):
         require_same_data(DIGITS, digits_data, [same, other], HERE)
+
+
+def test_a_detector_s_images_are_told_as_its_log_tells_them(tmp_path, monkeypatch, capsys):
+    load_tool("render_scenes").render(tmp_path / "scenes", 3, 2)
+    annotations = tmp_path / "scenes/annotations/instances_val.json"
+    content = json.loads(annotations.read_text())
+    bare = content["images"][0]["id"]  # an image without objects, which evaluation keeps
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] != bare]
+    annotations.write_text(json.dumps(content))
+
+    def run(command):
+        monkeypatch.setattr(sys, "argv", command[2:])
+        exec(command[2], {})  # in this process, because a new one would import all again
+        return SimpleNamespace(returncode=0, stdout=capsys.readouterr().out)
+
+    train = read_split(tmp_path / "scenes", "train")
+    logged = coco_files(tmp_path, train, read_split(tmp_path / "scenes", "val", training=False), 0).fingerprint
+    assert fingerprint_of(DATA_SETS["scenes"], tmp_path / "scenes", SimpleNamespace(run=run)) == logged
 
 
 def test_other_images_are_refused_before_anything_is_trained(tmp_path, monkeypatch):
