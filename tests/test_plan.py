@@ -241,11 +241,18 @@ def test_a_changed_run_does_not_keep_the_files_purpose_nor_the_papers_error():
     same = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(seed=3, precision="bf16", micro_batch=256))
     assert same.recipe.purpose.startswith("the paper's run") and same.summary()["purpose"] == same.recipe.purpose
     assert same.summary()["in the paper"].endswith("23.74 ± 0.09 %")
-    other = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=("lbsgd.warmup.epochs=2",)))
-    assert other.recipe.purpose is None and other.recipe.paper_error_pct is None
-    assert not {"purpose", "in the paper"} & other.summary().keys()
+    for name, changed in (
+        ("8k", Overrides(settings=("optimizer.params.momentum=0.8",))),
+        ("ablations/8k_fixed_lr", Overrides(global_batch=4096)),  # the optimizer's lr stays
+        ("8k", Overrides(settings=("lbsgd.warmup.epochs=2",))),
+    ):
+        other = Plan.read(CONFIGS / f"{name}.json", 8, overrides=changed)
+        assert other.recipe.purpose is None and other.recipe.paper_error_pct is None, changed
+        assert not {"purpose", "in the paper"} & other.summary().keys()
     assert same.identity()["recipe"].keys() == other.identity()["recipe"].keys()  # another purpose may resume
     assert same.identity() == Plan.read(edited(lbsgd__purpose=None, lbsgd__seed=3), 8).identity()
+    told = Overrides(settings=("lbsgd.warmup.epochs=2", "lbsgd.purpose=a shorter warmup"))
+    assert Plan.read(CONFIGS / "8k.json", 8, overrides=told).recipe.purpose == "a shorter warmup"
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,8 @@ def test_aggregation_hides_behind_the_back_propagation_but_for_its_last_bucket()
     machines = Machines(images_per_second=100, link_gbit=8.0, latency_seconds=0.0, gpus_per_server=1)
     quick = predict(100, 1, 2, Reduction(1e8, num_buckets=10), machines, "ring")  # 0.1 s behind 0.518 s
     assert quick.with_overlap == pytest.approx(1 + 0.01) and quick.without_overlap == pytest.approx(1.1)
+    gathered = predict(100, 1, 2, Reduction(1e8, 10, weight_bytes=1e8), machines, "ring")  # 0.05 s, never hidden
+    assert gathered.with_overlap == pytest.approx(1.06) and gathered.without_overlap == pytest.approx(1.15)
     slow = predict(100, 1, 2, Reduction(1e9, num_buckets=10), machines, "ring")  # 1 s behind 0.518 s
     assert slow.with_overlap == pytest.approx(2 - BACKWARD_SHARE)
     one_bucket = predict(100, 1, 2, Reduction(1e8), machines, "ring")
