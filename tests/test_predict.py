@@ -256,7 +256,9 @@ def test_memory_by_stage_in_half_precision():
     assert of[2].buckets == 2 * 2 * 6_000_000
     config = read_json(CONFIGS / "8k.json")
     del config["lbsgd"]["aggregation"]
-    assert memory(Plan.read(config, 256), network("resnet50"), 1).buckets == 2 * 2 * 6_000_000  # DeepSpeed's own
+    own = Plan.read(config, 256)
+    assert memory(own, network("resnet50"), 1).buckets == 2 * 2 * 6_000_000  # DeepSpeed's own
+    assert memory(own, network("resnet50"), 0).buckets == 2 * P  # its one buffer of all gradients at stage 0
     assert of[1].activations == 2 * 32 * 21_477_376
     assert of[1].total == sum((of[1].weights, of[1].gradients, of[1].optimizer, of[1].buckets, of[1].activations))
 
