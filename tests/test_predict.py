@@ -282,7 +282,9 @@ def test_deepspeed_allocates_a_bucket_as_large_as_the_json_says():
     P, size = NETWORKS["resnet18"].num_parameters, network("resnet18")
     large = ("zero_optimization.reduce_bucket_size=500000000",)
     assert memory(plan("8k", 8, settings=large), size, 1).buckets == 2 * P  # lbsgd's own
-    assert memory(plan("8k", 8, settings=large), size, 2).buckets == 2 * 2 * 500_000_000
+    default = ("zero_optimization.reduce_bucket_size=null",)
+    for settings in (large, default):
+        assert memory(plan("8k", 8, settings=settings), size, 2).buckets == 2 * 2 * 500_000_000
     alone = plan("8k", 1, settings=large)
     assert memory(alone, size, 1).buckets == 0  # lbsgd takes the gradients where they lie
     assert memory(alone, size, 2).buckets == 2 * 2 * 500_000_000
