@@ -76,7 +76,7 @@ def detections(image: Image, detected: dict[str, torch.Tensor]) -> Found:
     boxes = detected["boxes"].float().cpu().numpy().astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
     masks = (detected["masks"][:, 0] > 0.5).to(torch.uint8).cpu().numpy()
-    encoded = mask.encode(np.asfortranarray(masks.transpose(1, 2, 0))) if len(masks) else []
+    encoded = mask.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
     rows = zip(detected["labels"].tolist(), detected["scores"].tolist(), boxes.tolist(), encoded, strict=True)
     return [
         {"image_id": image.id, "category_id": label, "score": score, "bbox": box, "segmentation": outline}
