@@ -70,6 +70,12 @@ def test_a_category_s_label_is_its_place_among_the_ids(changed):
     assert split.class_names == [split.names[3 * digit] for digit in range(1, 11)]
 
 
+def test_images_come_by_their_ids_whatever_the_order_of_the_file(scenes, changed):
+    """As pycocotools sorts them before it compares detections with equal scores."""
+    images = [image.id for image in read_split(changed(lambda content: content["images"].reverse()), "train").images]
+    assert images == [image.id for image in read_split(scenes, "train").images] == sorted(images)
+
+
 def test_crowds_and_boxes_without_an_area_are_not_trained_on_but_kept(changed):
     def crowd(content):
         first = content["annotations"][0]["image_id"]
