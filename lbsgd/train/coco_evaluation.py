@@ -88,7 +88,7 @@ def compared(gathered: list[tuple[list[Image], Found, bool]], names: dict[int, s
     """Return the numbers for all processes' detections. pycocotools' own output is dropped."""
     from pycocotools.coco import COCO
 
-    images = sorted((image for part, _, _ in gathered for image in part), key=lambda image: image.id)
+    images = [image for part, _, _ in gathered for image in part]  # by id, as a split and its shares are
     # Renumbered, because pycocotools puts ids into NumPy arrays, where 2^63 becomes a float and a text loses its NUL.
     # An annotation with id 0 would match nothing, and a repeated id would be another object.
     numbers = {image.id: number for number, image in enumerate(images, start=1)}
