@@ -20,7 +20,7 @@ import lbsgd.train.engine as engine
 from lbsgd.data.coco_annotations import read_split
 from lbsgd.data.coco_images import CocoEval, mask_of
 from lbsgd.data.share import Share
-from lbsgd.train.coco_evaluation import NAMES, area_of, coco_numbers, detections
+from lbsgd.train.coco_evaluation import NAMES, area_of, coco_numbers, compared, detections
 
 NUM_IMAGES = 7
 
@@ -149,6 +149,12 @@ HEADS = ("rpn.head.bbox_pred", "roi_heads.box_predictor.cls_score", "roi_heads.m
 def test_outputs_that_are_not_numbers_give_none_for_a_result(scenes, part):
     [numbers] = in_processes(1, evaluated, scenes, partial(overflowing, part))
     assert numbers.pop("val_images") == NUM_IMAGES and all(math.isnan(number) for number in numbers.values())
+
+
+def test_an_output_that_is_no_number_on_one_of_the_processes_gives_none(scenes):
+    split = read_split(scenes, "val", training=False)
+    numbers = compared([([split.images[0]], [], True), ([split.images[1]], [], False)], split.names)
+    assert numbers.pop("val_images") == 2 and all(map(math.isnan, numbers.values()))
 
 
 @pytest.fixture
