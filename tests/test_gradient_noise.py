@@ -69,7 +69,7 @@ def noise_of(gradients):
 
 def config(stage, every=1):
     settings = (f"lbsgd.diagnostics.gradient_noise={every}",)
-    settings += ("lbsgd.augmentation.resolution=32", "lbsgd.batch_norm.per_worker_batch=4", "steps_per_print=1")
+    settings += ("lbsgd.augmentation.resolution=32", "lbsgd.batch_norm.per_worker_batch=2", "steps_per_print=1")
     settings += ("lbsgd.linear_scaling.base_batch=16", "lbsgd.warmup=" + '{"kind": "none", "epochs": 0}')
     return generate(Overrides(16, 4, precision="fp32", zero_stage=stage, num_images=64, settings=settings), gpus=2)
 
@@ -77,11 +77,12 @@ def config(stage, every=1):
 def measured(stage):
     """What a process measures in one update of a linear network, and what follows from its images' own gradients.
 
-    The network has a parameter that its loss does not use.
+    The network has a parameter that its loss does not use, and a frozen one.
     """
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
     model.register_parameter("unused", torch.nn.Parameter(torch.ones(2, 2)))
+    model.register_parameter("frozen", torch.nn.Parameter(torch.ones(2, 2), requires_grad=False))
     images, labels = torch.randn(16, 3, 2, 2), torch.arange(16) % 5
     chunks, initial = [], model[1].weight.detach().norm().item()
     for part in range(4):
@@ -141,12 +142,12 @@ def test_the_spread_of_batch_norm_over_workers_whatever_the_processes():
 
 
 def test_a_plan_with_a_single_chunk_is_refused_before_anything_runs():
-    with pytest.raises(ConfigError, match=r"16 images in one pass are one chunk; micro .* several: 4, 8 \[F09\]"):
+    with pytest.raises(ConfigError, match=r"16 images in one pass are one chunk; micro .* several: 2, 4, 8 \[F09\]"):
         Plan.read(config(0), 1, overrides=Overrides(micro_batch=16))
     in_one_pass = config(0) | {"train_micro_batch_size_per_gpu": 16}
     assert Plan.read(in_one_pass, 1, overrides=Overrides(micro_batch=8)).accumulation_steps == 2
-    with pytest.raises(ConfigError, match=r"4 images .* one chunk; use a larger train_batch_size"):
-        Plan.read(config(0), 1, overrides=Overrides(global_batch=4, micro_batch=4))
+    with pytest.raises(ConfigError, match=r"2 images .* one chunk; use a larger train_batch_size"):
+        Plan.read(config(0), 1, overrides=Overrides(global_batch=2, micro_batch=2))
 
 
 def test_what_is_measured_is_of_one_iteration_and_taken_once(monkeypatch):
