@@ -1,6 +1,7 @@
 """A loop whose optimizer, scheduler and sampler get out of step is warned once, and a right one never."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lbsgd
+from lbsgd.train.pace import watch_pace
 
 IMAGES, PASSES, EPOCH = 256, 2, 4  # an epoch has 4 updates of 2 passes
 
@@ -86,6 +88,17 @@ def test_a_forgotten_set_epoch_is_told_once_and_the_loop_goes_on(workers):
     assert "another epoch takes the batches of epoch 0 in the same order; call sampler.set_epoch(epoch)" in line
 
 
+def test_the_epoch_that_is_taken_again_is_named():
+    def run():
+        loop = Loop()
+        loop.epoch(0), loop.epoch(1)
+        loop.announce = False
+        loop.epoch(2)
+
+    [line] = said(run)
+    assert "takes the batches of epoch 1 in the same order" in line
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_look_at_a_batch_or_an_evaluation_near_the_end_of_an_epoch_is_no_epoch(workers):
     def run():
@@ -106,6 +119,8 @@ def test_the_same_batches_after_a_break_or_around_an_evaluation_are_no_second_ep
         loop.announce = False
         loop.sampler.set_epoch(1, 2)
         loop.epoch(1)
+        broken = Loop(announce=False)
+        broken.epoch(0, stop=2), broken.epoch(0)
 
     assert said(run) == []
 
@@ -117,15 +132,47 @@ def test_a_step_per_pass_is_told_in_the_first_epoch(workers):
     assert workers or line.startswith("lbsgd: 1 steps of the optimizer for 1 batches of the sampler")
 
 
+def test_a_step_per_pass_is_told_also_in_a_later_epoch():
+    def run():
+        loop = Loop()
+        loop.epoch(0)
+        loop.passes = 1
+        loop.epoch(1)
+
+    [line] = said(run)
+    assert line.startswith("lbsgd: 1 steps of the optimizer for 1 batches of the sampler")
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_scheduler_that_steps_once_per_process_is_told_in_the_first_epoch(workers):
     [line] = said(epochs(3, times=2, workers=workers))
     assert "steps of the scheduler for" in line
 
 
+def test_of_several_processes_rank_0_alone_warns():
+    _, plan, (_, scheduler, _) = pieces()
+    cut = dict(global_batch=plan.global_batch, micro_batch=plan.micro_batch, world_size=PASSES, seed=0)
+    second = lbsgd.SharedShuffleSampler(IMAGES, rank=1, **cut)
+    watch_pace(SimpleNamespace(register_step_pre_hook=pytest.fail), scheduler, second, plan)
+
+
 def test_a_scheduler_that_steps_per_epoch_is_told_in_the_second():
     [line] = said(epochs(3, schedule="epoch"))
     assert line.startswith("lbsgd: the scheduler is at update 1 and the sampler at 4, with 4 updates per epoch; call")
+
+
+@pytest.mark.parametrize(
+    "steps, words", [(1, "at update 5 and the sampler at 4"), (4, "at update 4 and the sampler at 0")]
+)
+def test_a_scheduler_that_is_ahead_is_told_at_the_next_epoch_or_at_once_where_it_is_a_whole_one(steps, words):
+    def run():
+        loop = Loop()
+        for _ in range(steps):
+            loop.scheduler.step()
+        loop.epoch(0), loop.epoch(1)
+
+    [line] = said(run)
+    assert words in line
 
 
 @pytest.mark.parametrize("batches", [slice(None, None, 2), slice(4)])
