@@ -74,7 +74,7 @@ class _Pace:
         scheduler where it is if fp16 skips an update.
         """
         ahead, epoch = self.scheduler.last_epoch - now.first_update, self.plan.iterations_per_epoch
-        return ahead >= (epoch if first else 1) or -2 * ahead >= max(epoch, 2)
+        return ahead >= (epoch if first else 1) or -2 * ahead >= epoch
 
     def off(self, now: Pass) -> str:
         return (
