@@ -70,6 +70,7 @@ def test_an_image_whose_outputs_are_not_numbers_is_an_error(monkeypatch):
     "measures, last, every, due",
     [
         (CLASSIFIER, 12, 5, [5, 8, 9, 10, 11, 12]),  # the paper's median is over the last five
+        (DETECTOR + CLASSIFIER, 12, 5, [5, 8, 9, 10, 11, 12]),
         (DETECTOR, 12, 5, [5, 10, 12]),
         (DETECTOR, 4.5, 2, [2, 4, 4.5]),
         (CLASSIFIER, 3, 99, [1, 2, 3]),

@@ -74,6 +74,13 @@ def test_totals_are_means_over_the_images_of_all_processes_also_where_they_go_on
         assert found == (Means(1.25, (43.75,), 32), Means(1.0, (50.0,), 24))
 
 
+def test_totals_count_more_images_than_float32_can():
+    totals = Totals(torch.device("cpu"), num_counts=1)
+    for images in (2**24, 1):
+        totals.add(torch.tensor(1.0), [torch.tensor(images)], images)
+    assert totals.sums.tolist() == 3 * [2**24 + 1]
+
+
 def test_a_run_goes_on_from_an_epoch_s_end_whose_checkpoint_lacks_the_epoch_s_totals(tmp_path):
     """For example one saved in the first iteration of the next epoch. The validation images are counted anyway."""
     ours = trainer(tmp_path)
