@@ -209,6 +209,60 @@ def test_no_image_starts_ghostscript(data, tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
+def put(at, *values):
+    """Return the JPEG with other bytes at this place."""
+    return JPEG[:at] + bytes(values) + JPEG[at + len(values) :]
+
+
+def segments(*left_out, again=()):
+    """Return the JPEG without the header's segments of some markers, or with those of others twice."""
+    parts, at = [JPEG[:2]], 2
+    while JPEG[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(JPEG[at + 2 : at + 4], "big")
+        parts += [JPEG[at:end]] * (0 if JPEG[at + 1] in left_out else 2 if JPEG[at + 1] in again else 1)
+        at = end
+    return b"".join([*parts, JPEG[at:]])
+
+
+DQT, DHT, SOS = (JPEG.index(marker) for marker in (b"\xff\xdb", b"\xff\xc4", b"\xff\xda"))
+TABLE = b"".join(bytes((0, value)) for value in JPEG[DQT + 5 : DQT + 69])  # of 16 bits
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        segments(0xC4),  # no Huffman tables, as in videos
+        segments(0xDB),
+        segments(again=[0xC0]),
+        segments(0xC0) + b"\xff\xd9",
+        put(SOS + 3, 13),
+        put(FRAME + 4, 12),  # bits per sample
+        put(FRAME + 5, 0, 0),  # the height comes after the scan
+        put(FRAME + 9, 2),  # components
+        put(FRAME + 1, 0xC9),  # arithmetic coding
+        put(DHT + 4, 0x20),
+        put(DHT + 4, 0x04),
+        put(DHT + 5, JPEG[DHT + 5] + 1),  # a code more than the table has
+        put(DQT + 4, 0x04),
+        put(DQT + 4, 0x10),  # 16 bits, which the table does not have
+    ],
+)
+def test_a_header_that_lacks_something_or_contradicts_itself_is_not_plain(data):
+    assert plain_size(data) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        segments(0xE0),  # no JFIF: the ids 1 2 3 say YCbCr
+        JPEG[:2] + b"\xff\xee\x00\x0eOther" + bytes(7) + JPEG[2:],  # not Adobe's
+        JPEG[:DQT] + b"\xff\xdb\x00\x83\x10" + TABLE + JPEG[DQT + 69 :],
+    ],
+)
+def test_a_header_of_another_kind_may_be_plain(data):
+    assert plain_size(data) == (64, 64) and np.array_equal(pil(data), pil(JPEG))
+
+
 @pytest.mark.parametrize("cut", [3, 20, 300, len(JPEG) // 2, len(JPEG) - 2])
 def test_a_jpeg_without_its_end_is_pil_s_to_judge(cut):
     assert plain_size(JPEG[:cut]) is None

@@ -37,6 +37,8 @@ def _segments(data: bytes) -> tuple[dict[int, bytes], int]:
             return segments, at if end == at + 8 + 2 * data[at + 4] else 0  # two bytes for each component of the scan
         if not (marker in (*HUFFMAN_FRAMES, DQT, DHT, DRI, COM) or APP0 <= marker < APP0 + 16):
             break
+        if marker in HUFFMAN_FRAMES and not segments.keys().isdisjoint(HUFFMAN_FRAMES):
+            break  # libjpeg refuses a second frame
         if marker in (DQT, DHT) and not _whole_tables(marker, data[at + 4 : end]):
             break
         name = data[at + 4 : at + 9]
@@ -58,10 +60,9 @@ def _whole_tables(marker: int, tables: bytes) -> bool:
 
 
 def _plain_frame(segments: dict[int, bytes]) -> tuple[int, int] | None:
-    frames = [segments[marker] for marker in HUFFMAN_FRAMES if marker in segments]
-    if len(frames) != 1 or frames[0][0] != 8:  # bits per sample
+    frame = next((segments[marker] for marker in HUFFMAN_FRAMES if marker in segments), b"")
+    if not frame or frame[0] != 8:  # bits per sample
         return None
-    [frame] = frames
     height, width, components = frame[1] << 8 | frame[2], frame[3] << 8 | frame[4], frame[5]
     ids = tuple(frame[6 : 6 + 3 * components : 3])
     sampling = tuple(value for packed in frame[7 : 7 + 3 * components : 3] for value in (packed >> 4, packed & 15))
