@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 from converter import SETTINGS, encoded, make_tree, names_in, save, stored
 from PIL import Image
-from test_sources import VAL_CLASSES, WNIDS, find, make_folders, make_kaggle, make_official, tar_bytes, val_files
+from test_sources import (
+    VAL_CLASSES,
+    WNIDS,
+    find,
+    make_folders,
+    make_kaggle,
+    make_official,
+    tar_bytes,
+    val_files,
+    write_files,
+)
 
 from lbsgd.convert.convert import convert, look
 from lbsgd.convert.image import stored_image
@@ -277,6 +287,7 @@ def test_annotations_give_the_labels_where_no_table_does(tmp_path):
     by_table = find(make_kaggle(tmp_path / "table"), tmp_path).val.labels.tolist()
     folder = with_annotations(make_kaggle(tmp_path / "source"))
     (folder / "ILSVRC/Annotations/CLS-LOC/val/._ILSVRC2012_val_00000001.xml").write_bytes(b"of macOS")
+    write_files(folder / "ILSVRC/Annotations/CLS-LOC/train", {"n01440764/n01440764_1.xml": b"<annotation/>"})
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     (tmp_path / "kaggle.tar.gz").write_bytes(tar_bytes(files, "w:gz"))
     for source in (folder, folder / "ILSVRC", folder / "ILSVRC/Data/CLS-LOC", tmp_path / "kaggle.tar.gz"):
@@ -311,7 +322,12 @@ def test_classes_may_be_called_train_and_val(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "written", [lambda text: codecs.BOM_UTF8 + text.replace("\n", "\r\n").encode(), lambda text: text.encode("utf-16")]
+    "written",
+    [
+        lambda text: codecs.BOM_UTF8 + text.replace("\n", "\r\n").encode(),
+        lambda text: text.encode("utf-16"),
+        lambda text: codecs.BOM_UTF16_BE + text.encode("utf-16-be"),
+    ],
 )
 def test_labels_with_a_byte_order_mark_are_read(tmp_path, written):
     folder = make_kaggle(tmp_path / "source")
