@@ -326,6 +326,18 @@ def test_the_devkit_s_table_is_read_as_scipy_reads_it(tmp_path):
     assert synsets(data)[1] == "n02102040"
 
 
+@pytest.mark.parametrize("compressed", [True, False])
+def test_the_devkit_s_table_is_found_among_others_and_small_numbers_are_read(compressed):
+    """MATLAB puts whole numbers and words of up to 4 bytes beside their tag."""
+    from scipy.io import savemat
+
+    table = np.zeros((2, 1), [("WNID", "O"), ("ILSVRC2012_ID", "O")])
+    table[:, 0] = [("n02102040", np.uint16(300)), ("n1", np.uint8(2))]
+    buffer = io.BytesIO()
+    savemat(buffer, {"version": 12.0, "of": "the year", "synsets": table}, do_compression=compressed)
+    assert synsets(buffer.getvalue()) == {300: "n02102040", 2: "n1"}
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 

@@ -103,15 +103,14 @@ def _array(data: bytes) -> Any:
     """Return a list of dictionaries, a string, or the first number. None for other arrays, which are not needed."""
     elements = _elements(data)
     kind = next(elements)[1][0]
-    dimensions = np.frombuffer(next(elements)[1], "<i4")
-    next(elements)  # the name
+    next(elements), next(elements)  # the dimensions and the name
     if kind == STRUCT:
         [length] = np.frombuffer(next(elements)[1], "<i4")
         text = next(elements)[1]
         names = [text[at : at + length].split(b"\0")[0].decode() for at in range(0, len(text), length)]
         values = [_array(content) if content else None for _, content in elements]
         count = len(names)
-        starts = range(0, int(dimensions.prod()) * count, count)
+        starts = range(0, len(values), count)
         return [dict(zip(names, values[at : at + count], strict=True)) for at in starts]
     number_type, content = next(elements, (0, b""))
     numbers = np.frombuffer(content, NUMBERS[number_type]).tolist() if number_type in NUMBERS else []
