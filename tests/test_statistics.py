@@ -15,6 +15,7 @@ def test_a_run_s_error_is_the_median_of_its_last_five_epochs():
     assert mean(errors[-5:]) == 25.4  # the mean is different, and the last epoch has 30
     goes_on = [{"val_top1_error_pct": error} for error in (90.0, 24.0)] + 5 * [{}]  # for example --evaluate_every 7
     assert TOP1.of(goes_on) == 24.0 and TOP1.of(5 * [{}]) is None
+    assert TOP1.of([{"val_top1_error_pct": error} for error in (4.0, 0.0, 2.0, 0.0, 0.0)]) == 0.0  # 0 is a number
 
 
 def test_a_row_is_the_mean_and_the_sample_standard_deviation_over_seeds():
