@@ -18,6 +18,11 @@ def test_a_run_s_error_is_the_median_of_its_last_five_epochs():
     assert TOP1.of([{"val_top1_error_pct": error} for error in (4.0, 0.0, 2.0, 0.0, 0.0)]) == 0.0  # 0 is a number
 
 
+def test_how_a_run_s_number_comes_about_is_told_by_the_evaluations_there_are():
+    told = [TOP1.how_of([{"val_top1_error_pct": 20.0}] * seen + [{}] * (5 - seen)) for seen in (1, 4, 5)]
+    assert told == ["last evaluation", "median of 4 evaluations in the last 5 epochs", "median of last 5 epochs"]
+
+
 def test_a_row_is_the_mean_and_the_sample_standard_deviation_over_seeds():
     found = spread(
         [6.0, 7.0, 9.5]
