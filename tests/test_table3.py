@@ -125,6 +125,17 @@ def test_worse_is_lower_where_more_is_better(tmp_path):
     assert Difference(-2.0, -3.0, -1.0).opposite() == Difference(2.0, 1.0, 3.0)
 
 
+def test_no_row_of_table_3_differs_in_more_than_the_table_says(tmp_path):
+    of_x8 = ROWS_A[1]
+    changed = replace(of_x8, name="a_x4_from_x8", settings=(*of_x8.settings, "optimizer.params.momentum=0.8"))
+    larger = replace(of_x8, name="x8_from_x8", factor=8)
+    write_runs(tmp_path, (*ROWS_A, changed, larger), LEVEL | {changed.name: [50.0], larger.name: [50.0]})
+    [family] = families_at([tmp_path])
+    labels = {table.name: [row[0] for row in table.rows] for table in paper_tables(family)}
+    assert labels["table3a"] == ["x1", "x8", "x16", "x24"]
+    assert labels["table3b"] == ["x1", "x1, momentum 0.8", "x2"]  # of the commonest backbone, and the plain row first
+
+
 def test_table_3_has_the_papers_numbers_beside_ours(tmp_path):
     write_runs(tmp_path / "runs", {*ROWS_A, *ROWS_B}, LEVEL | FALLEN)
     families = families_at([tmp_path / "runs"])
