@@ -56,8 +56,8 @@ def started_from(row: Group) -> str:
 
 def backbone_kn(row: Group) -> int:
     """Return the global batch of the pre-training; 0 if the log does not give it."""
-    found = re.search(r"kn = ([\d,]+)", started_from(row))
-    return int(found[1].replace(",", "")) if found else 0
+    found = re.search(r"kn = (\d+)", started_from(row))
+    return int(found[1]) if found else 0
 
 
 class Name(NamedTuple):
