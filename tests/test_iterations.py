@@ -1,6 +1,7 @@
 """Schedules in iterations next to those in epochs, and biases with their own learning rate (Sec. 5.4)."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train.engine_state import gather_state, restore_state
 from lbsgd.train.run import last_iteration
 
+CONFIGS = Path(__file__).parent.parent / "ds_configs"
 OF_16 = {  # Mask R-CNN's 2x schedule, as in Detectron
     "iterations": 160_000,
     "num_images": 117_266,
@@ -58,6 +60,15 @@ def test_a_warmup_that_is_scaled_takes_as_many_images_too():
     warmup = {**OF_16["warmup"], "scaled": True}
     found = [counted(kn, warmup=warmup).schedule.warmup_iterations for kn in (2, 16, 32)]
     assert found == [4000, 500, 250]
+
+
+def test_lengths_are_rounded_to_the_nearest_update_and_a_run_has_one_at_least():
+    plan = counted(28)  # 160,000 · 16 / 28 = 91,428.6 and 120,000 · 16 / 28 = 68,571.4
+    assert (plan.num_iterations, plan.schedule.decay_iterations) == (91_429, (68_571,))
+    assert counted(128, iterations=1, decay={"iterations": []}).num_iterations == 1
+    settings = ("lbsgd.warmup.epochs=0.3", "lbsgd.decay.epochs=[30.3, 60]")
+    plan = Plan.read(CONFIGS / "8k.json", 8, 39 * 8192, Overrides(settings=settings))  # 11.7 and 1,181.7
+    assert plan.schedule.warmup_iterations == 12 and plan.schedule.decay_iterations == (1182, 2340)
 
 
 def test_deepspeeds_own_blocks_have_the_numbers():

@@ -54,10 +54,11 @@ def test_another_global_batch_derives_every_dependent_number_again():
     assert "scheduler.params.warmup_num_steps: 780 -> 1560" in plan.changes
 
 
-def test_a_global_batch_of_base_batch_takes_no_warmup():
-    plan = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(global_batch=256))
+@pytest.mark.parametrize("name, kind", [("8k", "gradual"), ("ablations/8k_constant_warmup", "constant")])
+def test_a_global_batch_of_base_batch_takes_no_warmup(name, kind):
+    plan = Plan.read(CONFIGS / f"{name}.json", 8, overrides=Overrides(global_batch=256))
     assert plan.schedule.warmup_kind == "none" and plan.schedule.reference_lr == 0.1
-    assert 'lbsgd.warmup.kind: "gradual" -> "none"' in plan.changes
+    assert f'lbsgd.warmup.kind: "{kind}" -> "none"' in plan.changes
 
 
 def test_a_global_batch_raised_above_base_batch_without_warmup_is_warned_of():
@@ -259,6 +260,7 @@ def test_a_changed_run_does_not_keep_the_files_purpose_nor_the_papers_error():
     "setting, words",
     [
         ("optimizer.params.lr=1.0", ["optimizer.params.lr", "follows", "3.2", "lbsgd.linear_scaling.base_lr"]),
+        ("optimizer.params.lr=3.201", ["optimizer.params.lr", "follows", "3.2"]),
         ("scheduler.params.warmup_num_steps=5", ["warmup_num_steps", "follows", "780"]),
         ("gradient_accumulation_steps=4", ["gradient_accumulation_steps=4", "8 processes make it 32"]),
         ("train_batch_size=64", ["lbsgd.warmup.epochs=5", "make it 0"]),
