@@ -299,6 +299,7 @@ def edited(folder, edit):
             lambda header: (
                 header["recipe"]["batch_norm"].update(statistics="first_worker"),
                 header["recipe"]["weight_decay"].update(scaling="inverse_lr", base=1e-4),
+                header["config"]["optimizer"]["params"].update(weight_decay=1e-4 / 8),  # which follows from that
             ),
             "statistics first_worker, weight decay inverse_lr",
         ),
