@@ -8,6 +8,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from grid_logs import DIGITS, write_log, write_rows
@@ -18,7 +19,7 @@ from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments.answers import answers
 from lbsgd.experiments.catalogue import STUDIES
 from lbsgd.experiments.grid import Claim, Row
-from lbsgd.report.families import families_of
+from lbsgd.report.families import common_lr, families_of
 from lbsgd.report.group_page import curve_charts
 from lbsgd.report.groups import find_runs, group_runs
 from lbsgd.report.match import band, distances, matched_from, mean_curve
@@ -313,6 +314,14 @@ def test_what_differs_is_named_and_is_not_the_paper_s_row(tmp_path, edit, label)
         ["baseline", "no warmup", "constant warmup", "gradual warmup", label]
     )
     assert family.find(8).values == ERRORS["x8"]
+
+
+@pytest.mark.parametrize(
+    "factors, lr", [((1, 8, 8), 0.1), ((1, 1, 8), 0.1), ((1, 1, 1), None), ((1, 1, 1, 1), 0.2)], ids=str
+)
+def test_the_middle_of_equally_frequent_lrs_is_the_reference_unless_all_are_candidates(factors, lr):
+    given = zip((0.2, 0.05, 0.1, 0.2), factors, strict=False)
+    assert common_lr([SimpleNamespace(base_lr=base_lr, factor=factor) for base_lr, factor in given]) == lr
 
 
 def test_a_warmup_up_to_base_batch_is_named(tmp_path):
