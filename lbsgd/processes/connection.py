@@ -63,9 +63,11 @@ def serve(address: str, port: int, processes: Processes, timeout_seconds: float)
     The store asks nobody for a password, and whoever reaches it can end the run, or lead its processes to another host.
     """
     listener = own_listener(address, port, processes)
+    # This process reaches the store even if the address leads elsewhere, which `unreachable` then tells.
+    here = "localhost" if listener is None else address if is_loopback(address) else "127.0.0.1"
     try:
         return TCPStore(
-            address if listener else "localhost",
+            here,
             listener.getsockname()[1] if listener else port,
             is_master=True,
             wait_for_workers=False,
