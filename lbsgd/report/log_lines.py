@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, BinaryIO, NamedTuple, get_args
 
 from lbsgd.algorithm.schedule import ScalingRule
 from lbsgd.config.keypath import get, is_number
@@ -160,27 +160,32 @@ def _in_words(found: Sequence[tuple[str, str]]) -> list[str]:
 
 def read_records(path: Path) -> list[Record]:
     """Return the records of a log. Raises DataError with the number of a wrong line, or caused by an OSError."""
-    records: list[Record] = []
-    expected: Expected | None = None
     try:
         with open(path, "rb") as file:
-            while lines := list(islice(file, LINES_AT_ONCE)):
-                values = values_of(lines)
-                for line in lines:
-                    try:
-                        records.append(record_of(next(values), expected))
-                    except ValueError as error:
-                        if not line.endswith(b"\n"):  # the last line, cut short by a kill
-                            break
-                        where = f"{path}, line {len(records) + 1}"
-                        raise DataError(f"{where}: not a run log: {error}") from error
-                    expected = expected or Expected(measures_of(records[0]))
+            records = records_of(file, path)
     except FileNotFoundError:
         raise DataError(f"no run log at {path}: give the folder of a run, which holds {LOG_NAME}") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     if not records:
         raise DataError(f"{path}, line 1: not a run log: no complete line")
+    return records
+
+
+def records_of(file: BinaryIO, path: Path) -> list[Record]:
+    """Return the records of an open log. Raises DataError with the number of a wrong line."""
+    records: list[Record] = []
+    expected: Expected | None = None
+    while lines := list(islice(file, LINES_AT_ONCE)):
+        values = values_of(lines)
+        for line in lines:
+            try:
+                records.append(record_of(next(values), expected))
+            except ValueError as error:
+                if not line.endswith(b"\n"):  # the last line, cut short by a kill
+                    return records
+                raise DataError(f"{path}, line {len(records) + 1}: not a run log: {error}") from error
+            expected = expected or Expected(measures_of(records[0]))
     return records
 
 

@@ -1,4 +1,4 @@
-"""Who waits for DNS when hundreds of processes meet: nobody, if the hosts have IPv4 addresses and know each other."""
+"""Hundreds of processes that meet wait for no DNS server if their hosts have IPv4 addresses and know each other."""
 
 import hosts
 import pytest
