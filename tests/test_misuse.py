@@ -8,11 +8,13 @@ import torch
 from commands import ROOT, refused, script
 from small_engine import recipe
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import lbsgd
 from lbsgd.commands.recipe_task import require_maker, require_task
 from lbsgd.errors import ConfigError
 from lbsgd.report.measure import CLASSIFIER, TOP1
+from lbsgd.train.returned import require_evaluation, require_loss
 
 NETWORK = nn.Linear(2, 2)
 PLAN = lbsgd.Plan.read(recipe(), 1)
@@ -103,6 +105,14 @@ def test_an_engine_is_no_network():
         lbsgd.initialize(engine, recipe())
 
 
+@pytest.mark.parametrize("wrapper", [nn.DataParallel, DistributedDataParallel])
+def test_a_network_that_another_wrapper_spreads_over_processes_is_none(wrapper):
+    lbsgd.initialize(nn.Linear(2, 2), recipe())  # the processes have met
+    words = f"^the network is in a {wrapper.__name__}, and the engine does that work itself; give its .module$"
+    with pytest.raises(ConfigError, match=words):
+        lbsgd.initialize(wrapper(nn.Linear(2, 2)), recipe())
+
+
 def test_no_overrides_and_numbers_of_numpy_are_taken():
     assert lbsgd.Plan.read(recipe(), np.int64(1), np.int32(PLAN.num_images), None) == PLAN
 
@@ -156,6 +166,71 @@ def test_what_makes_no_task_is_one_line(maker):
         require_maker(maker)
     require_maker(Task)
     require_maker(lambda request: Task())
+
+
+LOSS, ONE = torch.ones((), requires_grad=True) * 1, torch.ones(())
+
+
+@pytest.mark.parametrize(
+    "returned, words",
+    [
+        (
+            LOSS,
+            "returned a tensor of shape (); return two values: the mean loss of the pass's images, and a tuple of 1",
+        ),
+        (None, "returned None; return two values"),
+        ((LOSS, ONE, ONE), "returned a tuple of 3 values; return two values"),
+        ((LOSS + torch.zeros(4), (ONE,)), "returned a tensor of shape (4,) as its loss, and not a tensor without dim"),
+        ((0.5, (ONE,)), "returned a value of type float as its loss, and not a tensor"),
+        ((LOSS.detach(), (ONE,)), "returned a loss that does not depend on the weights, or was detached from them"),
+        ((LOSS, ONE), "returned a tensor of shape () as its counts; return two values"),
+        ((LOSS, ()), "returned a tuple of 0 values as its counts"),
+        ((LOSS, (ONE, ONE)), "returned a tuple of 2 values as its counts"),
+        ((LOSS, {"top1_error": ONE}), "returned a dict of 1 values as its counts"),
+        ((LOSS, (3,)), "counts top1_error by a value of type int, and not by a tensor without dimensions"),
+        ((LOSS, (torch.ones(4),)), "counts top1_error by a tensor of shape (4,), and not by a tensor without"),
+        ((LOSS, (ONE.to("meta"),)), "counts top1_error on meta, and its loss is on cpu"),
+    ],
+)
+def test_a_loss_that_is_none_is_one_line(returned, words):
+    with pytest.raises(ConfigError) as caught:
+        require_loss(returned, Task())
+    assert f"loss of the recipe's task Task {words}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("returned", [(LOSS, (ONE,)), [LOSS, [ONE.int()]]])
+def test_a_loss_and_its_counts_pass(returned):
+    assert require_loss(returned, Task()) is returned
+    with pytest.raises(ConfigError, match=r"images, and \(\), as it counts none$"):
+        require_loss(returned, Task(counts=()))
+
+
+TOP1_ALONE = {TOP1.key: 20.0}
+
+
+@pytest.mark.parametrize(
+    "found, words",
+    [
+        (None, "returned None; return a dict of numbers, with the keys val_top1_error_pct"),
+        (20.0, "returned a value of type float; return a dict of numbers"),
+        ({}, "returned no val_top1_error_pct, by which the run is judged; return it, or name others in judged_by"),
+        ({TOP1.key: torch.ones(())}, "returned a tensor of shape () as val_top1_error_pct; return a number, as with"),
+        ({TOP1.key: "20 %"}, "returned a value of type str as val_top1_error_pct; return a number"),
+        (TOP1_ALONE | {"val_loss": torch.ones(2)}, "returned a tensor of shape (2,) as val_loss; return a number"),
+        (TOP1_ALONE | {"val_loss": np.float32(1)}, "returned a value of type float32 as val_loss; return a number"),
+        (TOP1_ALONE | {0: 1.0}, "returned the key 0; give each number a name"),
+    ],
+)
+def test_an_evaluation_that_is_none_is_one_line(found, words):
+    with pytest.raises(ConfigError) as caught:
+        require_evaluation(found, Task(judged_by=(TOP1,)))
+    assert f"evaluate of the recipe's task Task {words}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [20, None, float("nan"), np.float64(20)])
+def test_an_evaluation_passes_with_any_number_and_further_values(value):
+    found = {TOP1.key: value, "per_class": [1.0, 2.0], "note": "text"}
+    assert require_evaluation(found, Task(judged_by=(TOP1,))) == found
 
 
 SIMULATION = "run_simulation(parser(''), lambda request: opened(request, {}, {{}}, ExitStack()))"

@@ -136,6 +136,16 @@ def test_a_batch_norm_in_torchscript_is_refused_rather_than_left_torchs(in_torch
     assert convert_batch_norm(model.requires_grad_(False), N) is model  # for example a teacher
 
 
+def test_a_batch_norm_in_an_exported_graph_is_refused_unless_it_is_frozen():
+    model = small()
+    graph = torch.export.export(model, (images(N),)).module()
+    with pytest.raises(ValueError, match=r"0 computes batch norm in its graph \(batch_norm\), .* before torch.export$"):
+        convert_batch_norm(nn.Sequential(graph), N)
+    frozen = torch.export.export(model.eval(), (images(N),)).module()
+    assert convert_batch_norm(frozen, N) is frozen
+    convert_batch_norm(torch.fx.symbolic_trace(model), N)  # which keeps its modules
+
+
 def test_a_lazy_batch_norm_is_converted_once_it_has_channels():
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.LazyBatchNorm2d())
     with pytest.raises(ValueError, match="1 is a LazyBatchNorm2d, still without channels; run one forward before"):

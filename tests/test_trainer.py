@@ -39,6 +39,15 @@ def test_an_evaluation_counts_every_image_once_in_whole_numbers(tmp_path):
     assert record["val_top1_error_pct"] == pytest.approx(100 * (1 - int(best.sum()) / 50))
 
 
+@pytest.mark.parametrize("method", ["loss", "evaluate"])
+def test_a_task_that_returns_something_else_ends_the_run_before_its_weights_move_or_it_logs(tmp_path, method):
+    ours = trainer(tmp_path)
+    setattr(ours.task, method, lambda *_: torch.ones(()))
+    with pytest.raises(ConfigError, match=f"^{method} of the recipe's task ResNet50 returned a tensor of shape"):
+        ours.train(last_iteration=2)
+    assert not ours.reporter.log.epochs and ours.iteration == (0 if method == "loss" else 2)
+
+
 def test_an_epoch_is_logged_and_saved_and_goes_on_from_there(tmp_path):
     ours, counted = trainer(tmp_path), []
     ours.reporter.progress.advance = lambda: counted.append(ours.iteration)

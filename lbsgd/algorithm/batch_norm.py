@@ -38,11 +38,12 @@ def convert_batch_norm(
     Only a module's class changes: parameters, buffers, hooks, momentum, ε and mode stay the same objects.
     timm's BatchNormAct2d keeps its drop and its activation. Give the module that is called once per pass, because hooks
     on it tell the passes apart if one forward uses a batch norm twice.
-    Raises ValueError for a trained batch norm in TorchScript, for a lazy one that has seen no images, and for a batch
-    norm of any other class, because its own behaviour would be lost. The model is then unchanged.
+    Raises ValueError for a trained batch norm in TorchScript or in a graph of torch.export, for a lazy one that has
+    seen no images, and for a batch norm of any other class, because its own behaviour would be lost. The model is then
+    unchanged.
     """
     require_choices(per_worker_batch, passes, statistics, scope, implementation)
-    require_python(model)
+    require_modules(model)
     norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     # By type: torchvision names the shortcuts' batch norms `downsample.1`, so a search for "bn" misses them.
     kinds = {name: _kind_of(name, module) for name, module in norms.items()}
@@ -54,8 +55,8 @@ def convert_batch_norm(
     return model
 
 
-def require_python(model: nn.Module) -> None:
-    """Raise ValueError for a trained batch norm in TorchScript, because its class cannot be changed.
+def require_modules(model: nn.Module) -> None:
+    """Raise ValueError for a trained batch norm in TorchScript or in torch.export's graph: it has no class to change.
 
     A frozen one, as in a teacher network, may stay.
     """
@@ -66,6 +67,17 @@ def require_python(model: nn.Module) -> None:
                 f"{name or 'the model'} is a {module.original_name} in TorchScript, which cannot be converted; give the"
                 " network as it was before torch.jit.script or torch.jit.trace"
             )
+        if isinstance(module, torch.fx.GraphModule) and (node := trained_norm(module.graph)):
+            raise ValueError(
+                f"{name or 'the model'} computes batch norm in its graph ({node.name}), where it cannot be converted; "
+                "give the network as it was before torch.export"
+            )
+
+
+def trained_norm(graph: torch.fx.Graph) -> torch.fx.Node | None:
+    """Return the first call of a graph, as torch.export makes it, that computes batch norm over the batch."""
+    calls = graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)
+    return next((call for call in calls if call.args[5]), None)  # the 6th argument is aten's `training`
 
 
 def _kind_of(name: str, norm: _BatchNorm) -> type[PerWorkerBatchNorm]:

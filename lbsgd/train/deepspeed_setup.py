@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from pydantic import ValidationError
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from lbsgd.config.plan import Plan
 from lbsgd.disk import allow_open_files
@@ -67,6 +68,16 @@ def require_arithmetic(precision: str, accelerator: Any) -> None:
         raise ConfigError(
             f"this device ({accelerator.device_name()}) cannot compute in fp16; use --precision bf16 or "
             "--precision fp32"
+        )
+
+
+def require_bare(model: torch.nn.Module, engine_class: type) -> None:
+    """Raise ConfigError for an engine, and for a network in a wrapper that sends images or gradients to other GPUs."""
+    if isinstance(model, engine_class):
+        raise ConfigError("the network is an engine already; give engine.module to train it anew")
+    if isinstance(model, (DataParallel, DistributedDataParallel)):
+        raise ConfigError(
+            f"the network is in a {type(model).__name__}, and the engine does that work itself; give its .module"
         )
 
 

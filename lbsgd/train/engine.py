@@ -48,6 +48,7 @@ from lbsgd.train.deepspeed_setup import (
     deepspeed_config,
     refusal,
     require_arithmetic,
+    require_bare,
     require_device,
     require_met,
     require_planned_passes,
@@ -160,8 +161,7 @@ def initialize(
     Raises ConfigError if JSON, processes, data or device do not fit together, or if networks differ between processes.
     """
     require_network(model)
-    if isinstance(model, deepspeed.DeepSpeedEngine):
-        raise ConfigError("the network is an engine already; give engine.module to train it anew")
+    require_bare(model, deepspeed.DeepSpeedEngine)
     start_processes()
     plan = plan_for(torch.distributed.get_world_size(), config, num_images, overrides)
     require_arithmetic(plan.precision, deepspeed.accelerator.get_accelerator())

@@ -15,6 +15,7 @@ from lbsgd.config.schema import BatchNorm
 from lbsgd.processes.ending import from_rank_0
 from lbsgd.report.measure import LAST_EPOCHS, Measure
 from lbsgd.train.compiled import as_it_is
+from lbsgd.train.returned import require_evaluation
 from lbsgd.train.task import Batch, Task
 
 
@@ -33,10 +34,7 @@ def evaluate(
     """
     engine.eval()
     with as_it_is(engine.module), answering_among(among, engine.module):
-        found = task.evaluate(engine, watched(batches, alive))
-    missing = {measure.key for measure in task.judged_by} - found.keys()
-    assert not missing, f"an evaluation without {sorted(missing)}, by which the task is judged"
-    return found
+        return require_evaluation(task.evaluate(engine, watched(batches, alive)), task)
 
 
 @contextmanager

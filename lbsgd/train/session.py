@@ -187,7 +187,7 @@ def evaluate_only(run: Run, trainer: Trainer) -> None:
     if torch.distributed.get_rank() == 0:
         judged = (f"{measure.name} {measure.words(record[measure.key])}" for measure in trainer.task.judged_by)
         among = run.images.errors and f", {run.images.errors}"
-        say(f"{what}: {', '.join(judged)} on {record['val_images']} images of {run.images.place}{among}")
+        say(f"{what}: {', '.join(judged)} on {record.get('val_images', 'the')} images of {run.images.place}{among}")
 
 
 def windows_of(network: torch.nn.Module) -> dict[str, str]:

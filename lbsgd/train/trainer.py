@@ -20,6 +20,7 @@ from lbsgd.train.images import Images
 from lbsgd.train.loss_scale import step
 from lbsgd.train.random_states import random_states
 from lbsgd.train.reporter import Reporter
+from lbsgd.train.returned import require_loss
 from lbsgd.train.saver import BeforeUpdate, Reached, Saver
 from lbsgd.train.task import Batch, Task
 from lbsgd.train.totals import Totals
@@ -102,9 +103,8 @@ class Trainer:
 
     def update(self, batches: Iterator[Batch]) -> None:
         """Make one update from kn images: `accumulation_steps` passes of `micro_batch` images on each process."""
-        before = None  # the state to return to if the iteration is given up, as a single pass never is
-        if self.plan.accumulation_steps > 1:
-            before = BeforeUpdate(self.totals.sums, random_states(dist.get_rank()))
+        several = self.plan.accumulation_steps > 1  # else the iteration is never given up to return to the state before
+        before = BeforeUpdate(self.totals.sums, random_states(dist.get_rank())) if several else None
         for number in range(self.plan.accumulation_steps):
             self.train_pass(self.next_batch(batches, number))
             self.after_pass(self.plan.accumulation_steps - 1 - number, before)
@@ -113,7 +113,7 @@ class Trainer:
         """Add the gradient of one micro batch to the update's."""
         # Normalised by kn (Remark 3): the loss is a mean over the micro batch, backward divides it by the number of
         # passes, and aggregation takes the mean over the processes, which all have equally many images.
-        loss, counts = self.task.loss(self.engine, batch)
+        loss, counts = require_loss(self.task.loss(self.engine, batch), self.task)
         with self.noise.watching(self.iteration):
             self.engine.backward(loss)
         self.note(loss.detach(), counts)
