@@ -18,8 +18,8 @@ from torchvision.models.detection.rpn import RPNHead
 
 from lbsgd.data.coco_annotations import Image, labels_of
 from lbsgd.data.coco_images import ValImage
-from lbsgd.errors import missing_pycocotools
 from lbsgd.processes.ending import from_rank_0
+from lbsgd.train.coco_masks import OUTLINES, outlines_for_masks, outlines_of
 
 NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # the first six of COCO's numbers
 HEADS = (RPNHead, FastRCNNPredictor, MaskRCNNPredictor)  # their outputs become detections
@@ -36,7 +36,7 @@ def coco_numbers(network: Any, batches: Iterable[ValImage], names: dict[int, str
     is no object of its size. All are NaN if an output of the network is not a number.
     """
     images, found = [], []
-    with watched_outputs(network) as finite:
+    with watched_outputs(network) as finite, outlines_for_masks(network):
         for pixels, image in batches:
             [detected] = network([pixels])
             images.append(image)
@@ -64,20 +64,12 @@ def watched_outputs(network: Any) -> Iterator[list[torch.Tensor]]:
         yield finite
 
 
-def detections(image: Image, detected: dict[str, torch.Tensor]) -> Found:
-    """Return an image's detections as COCO's results: boxes, and run lengths of the masks (probability above 1/2).
-
-    The category is the label.
-    """
-    try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise missing_pycocotools(error) from error
+def detections(image: Image, detected: dict[str, Any]) -> Found:
+    """Return an image's detections as COCO's results: boxes, and run lengths of masks. The category is the label."""
     boxes = detected["boxes"].float().cpu().numpy().astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
-    masks = (detected["masks"][:, 0] > 0.5).to(torch.uint8).cpu().numpy()
-    encoded = mask.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
-    rows = zip(detected["labels"].tolist(), detected["scores"].tolist(), boxes.tolist(), encoded, strict=True)
+    outlines = detected[OUTLINES] if OUTLINES in detected else outlines_of(detected["masks"])
+    rows = zip(detected["labels"].tolist(), detected["scores"].tolist(), boxes.tolist(), outlines, strict=True)
     return [
         {"image_id": image.id, "category_id": label, "score": score, "bbox": box, "segmentation": outline}
         for label, score, box, outline in rows
