@@ -510,6 +510,22 @@ def test_a_network_in_float64_goes_on_to_the_bit():
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_in_half_precision_is_refused_where_no_float32_copy_of_its_weights_is_kept(precision, dtype):
+    plan, model = Plan.read(in_precision(precision, stage=int(precision == "fp16")), 1), network()
+    model.fc.weight.data = model.fc.weight.data.to(dtype)
+    if precision == "fp16":
+        lbsgd.parts_for(model, plan)
+        return
+    for take in lbsgd.initialize, lbsgd.parts_for:
+        with pytest.raises(ConfigError, match=f"fc.weight of the network is {str(dtype)[6:]}.* {precision} keeps its"):
+            take(model, plan)
+        assert type(model.bn) is torch.nn.BatchNorm2d
+    model.fc.weight.requires_grad_(False)
+    lbsgd.parts_for(model, plan)
+
+
 class Complex(torch.nn.Module):
     """A layer with complex weights."""
 

@@ -128,12 +128,26 @@ def convert_network(model: torch.nn.Module, plan: Plan, implementation: Implemen
 
     Raises ConfigError for a network that could not be trained afterwards.
     """
+    require_wide(model, plan)
     norm = plan.recipe.batch_norm
     passes = plan.accumulation_steps
     try:
         convert_batch_norm(model, norm.per_worker_batch, passes, norm.statistics, norm.scope, implementation)
     except ValueError as error:
         raise ConfigError(f"{plan.name}: {error}") from error
+
+
+def require_wide(model: nn.Module, plan: Plan) -> None:
+    """Raise ConfigError for trained weights of half precision, unless fp16 keeps float32 copies of them.
+
+    Without such copies an update that is less than half of a weight's last bit is lost.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.element_size() < 4 and plan.precision != "fp16":
+            raise ConfigError(
+                f"{name} of the network is {str(parameter.dtype).removeprefix('torch.')}, which rounds most updates away;"
+                f" call .float() on the network first: {plan.precision} keeps its weights in float32"
+            )
 
 
 def build_optimizer(model: torch.nn.Module, plan: Plan, fused: bool = True) -> MomentumCorrectedSGD:
