@@ -145,8 +145,8 @@ def require_wide(model: nn.Module, plan: Plan) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.element_size() < 4 and plan.precision != "fp16":
             raise ConfigError(
-                f"{name} of the network is {str(parameter.dtype).removeprefix('torch.')}, which rounds most updates away;"
-                f" call .float() on the network first: {plan.precision} keeps its weights in float32"
+                f"{name} of the network is {str(parameter.dtype).removeprefix('torch.')}, which rounds most updates"
+                f" away; call .float() on the network first: {plan.precision} keeps its weights in float32"
             )
 
 
