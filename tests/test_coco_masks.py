@@ -40,6 +40,15 @@ def test_outlines_are_those_of_the_masks_that_torchvision_pastes(boxes, seed):
     assert np.array_equal(coco.decode(found).transpose(2, 0, 1), (pasted[:, 0] > 0.5).numpy()) if found else True
 
 
+def test_a_probability_of_a_half_is_outside_and_half_precision_is_widened_first():
+    masks, boxes, size = torch.full((1, 1, 28, 28), 0.5), torch.tensor([[103.0, 104.0, 330.3, 220.7]]), (300, 400)
+    for found in (outlines_in_boxes(masks, boxes, size), outlines_of(torch.full((1, 1, 5, 5), 0.5))):
+        assert not coco.decode(found).any()
+    half = smooth(1, seed=3).bfloat16(), boxes.bfloat16()
+    wide = [each.float() for each in half]
+    assert outlines_in_boxes(*half, size) == outlines_in_boxes(*wide, size)
+
+
 def test_a_detector_returns_the_outlines_of_its_masks_and_afterwards_masks_again():
     network = detector(num_classes=3).eval()
     pixels = torch.rand(3, 60, 90, generator=torch.Generator().manual_seed(0))

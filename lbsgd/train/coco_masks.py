@@ -41,25 +41,25 @@ def outlines_for_masks(network: Any) -> Iterator[None]:
 
 def postprocessed(transform: Any, result: list[Detected], resized: list[Size], sizes: list[Size]) -> list[Detected]:
     """Return what torchvision's `postprocess` does: boxes in pixels of the original images, but `OUTLINES`."""
-    masks = [detected.pop("masks", None) for detected in result]
+    masks = [detected.pop("masks") for detected in result]
     found: list[Detected] = type(transform).postprocess(transform, result, resized, sizes)
     for detected, small, size in zip(found, masks, sizes, strict=True):
-        if small is not None:
-            detected[OUTLINES] = outlines_in_boxes(small, detected["boxes"], size)
+        detected[OUTLINES] = outlines_in_boxes(small, detected["boxes"], size)
     return found
 
 
 def outlines_in_boxes(masks: torch.Tensor, boxes: torch.Tensor, size: Size) -> list[dict[str, Any]]:
     """Return the run lengths of masks that torchvision would paste into an image.
 
-    masks: probabilities, (D, 1, M, M). boxes: their places, (D, 4) in pixels. size: the image's height and width.
+    masks: probabilities, (D, 1, M, M). boxes: their places inside the image, (D, 4) in pixels. size: the image's height
+    and width.
     """
     height, width = size
     masks, scale = expand_masks(masks.float().cpu(), padding=1)
     places = expand_boxes(boxes.float().cpu(), scale).to(torch.int64)
     image, found = np.zeros((height, width, 1), np.uint8, order="F"), []
     for mask, (left, top, right, bottom) in zip(masks, places.tolist(), strict=True):
-        sides = max(bottom - top + 1, 1), max(right - left + 1, 1)
+        sides = bottom - top + 1, right - left + 1
         likely = nn.functional.interpolate(mask[None], size=sides, mode="bilinear", align_corners=False)[0, 0] > LIKELY
         rows, columns = inside(top, sides[0], height), inside(left, sides[1], width)
         window = image[rows.start : rows.stop, columns.start : columns.stop, 0]
@@ -71,7 +71,7 @@ def outlines_in_boxes(masks: torch.Tensor, boxes: torch.Tensor, size: Size) -> l
 
 def inside(first: int, length: int, end: int) -> range:
     """Return the part of `length` pixels from `first` on that lies in an image of `end` pixels."""
-    return range(min(max(first, 0), end), max(min(first + length, end), 0))
+    return range(max(first, 0), min(first + length, end))
 
 
 def outlines_of(pasted: torch.Tensor) -> list[dict[str, Any]]:
