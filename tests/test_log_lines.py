@@ -6,6 +6,7 @@ import pytest
 from grid_logs import DIGITS, write_log
 
 from lbsgd.commands.main import main
+from lbsgd.errors import DataError
 from lbsgd.experiments.catalogue import STUDIES
 from lbsgd.report.curves import learning_rates
 from lbsgd.report.groups import find_runs, read_runs
@@ -73,12 +74,21 @@ def test_the_key_is_named(tmp_path, key, value, words):
     assert f"{log}, line 1: not a run log: run with" in error and words in error
 
 
-def test_a_schedule_may_say_more_in_a_later_version(tmp_path):
+@pytest.mark.parametrize(("key", "value"), [("of_a_later_version", 1), ("decay_iterations", ...)])
+def test_a_schedule_may_say_more_in_a_later_version_or_name_no_decays(tmp_path, key, value):
     log = write_log(tmp_path, ROW, 0, [50.0]) / "log.jsonl"
-    [before] = find_runs([tmp_path])
-    rewritten(log, 0, "schedule.of_a_later_version", 1)
+    [before] = find_runs([tmp_path])  # of one epoch, which no decay is in
+    rewritten(log, 0, f"schedule.{key}", value)
     [after] = find_runs([tmp_path])
     assert learning_rates(before) == learning_rates(after)
+
+
+def test_a_schedule_that_cannot_be_is_told_with_its_log(tmp_path):
+    log = write_log(tmp_path, ROW, 0, [50.0]) / "log.jsonl"
+    rewritten(log, 0, "schedule.decay_factor", -1)
+    [run] = find_runs([tmp_path])
+    with pytest.raises(DataError, match=f"^{log}, line 1: decay_factor is -1, and must be"):
+        learning_rates(run)
 
 
 @pytest.mark.parametrize(("number", "key"), [(1, "iteration"), (1, "epoch"), (2, "epoch")])

@@ -135,7 +135,7 @@ def test_a_title_is_whole_and_hides_nothing(tmp_path):
         write_log(tmp_path, row, 0, [50.0, 40.0])
     [family] = families_at([tmp_path])
     [found] = paper_tables(family)
-    long = f"{found.title}\n{'a setting with its value, ' * 8}"
+    long = f"{found.title}\n{'a setting with its value, ' * 8}and a folder $\\foo$"  # which is no formula
     names = [[f"{folder}, {name}" for name in found.curve_names] for folder in ("folder" * 20, "MOMENTUM_WARMUP_WD")]
     bands = [band_figure(long, each, found.groups) for each in names]
     for picture in (*bands, batch_figure(long, family, found.groups)):

@@ -14,7 +14,7 @@ from rich.console import Console
 from lbsgd.commands.main import main
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
-from lbsgd.report.curves import COLOURS, curves, figure
+from lbsgd.report.curves import COLOURS, curves, figure, learning_rates
 from lbsgd.report.figures import band_figure
 from lbsgd.report.group_page import band_of
 from lbsgd.report.groups import ended_after, group_runs
@@ -230,6 +230,14 @@ def test_a_run_that_ends_inside_an_epoch_has_reached_its_plan_however_it_is_roun
         require_reportable(run)
 
 
+def test_the_learning_rate_is_drawn_up_to_the_last_iteration_that_the_log_tells_of(tmp_path):
+    run = write(tmp_path, val=[80.0, 40.0], epochs=9)
+    run.iterations.append({**run.iterations[-1], "iteration": 4})
+    assert learning_rates(run) == pytest.approx([0.2, 0.2, 0.2, 0.02, 0.02])
+    run.header["iterations_per_epoch"], run.epochs[-1]["epoch"] = 49, 27 / 49  # times 49 that is a little less than 27
+    assert len(learning_rates(run)) == 27
+
+
 def test_every_line_of_the_picture_is_a_curve_of_the_run(tmp_path):
     picture = figure(write(tmp_path / "a", val=[80.0, 40.0]))
     assert all(len(line.get_xdata()) for axes in picture.axes for line in axes.lines)
@@ -242,6 +250,7 @@ def test_axes_and_legend_say_what_is_drawn(tmp_path):
     assert (error.get_ylabel(), lr.get_ylabel(), lr.get_xlabel()) == ("top-1 error (%)", "learning rate", "epochs")
     assert error.get_shared_x_axes().joined(error, lr) and error.get_ylim() == (0, 100)
     (legend,) = picture.legends
+    assert legend.get_title().get_text() == "final validation error (%)"
     assert [text.get_text() for text in legend.get_texts()] == ["8k  23.74"]
     assert error.get_title("left") == "solid: validation   dashed: training"
 
@@ -261,6 +270,11 @@ def test_a_run_of_one_iteration_is_a_visible_point(tmp_path):
     assert [line.get_marker() for line in (*error.lines[:2], *lr.lines)] == [".", ".", "."]
 
 
+def test_marks_do_not_hide_the_dashes_of_a_long_run(tmp_path):
+    error, lr = figure(write(tmp_path, val=[90.0] * 40)).axes
+    assert {line.get_marker() for line in (*error.lines, *lr.lines)} == {"None"}
+
+
 def test_a_run_killed_before_its_first_record_is_still_drawn(tmp_path):
     young = write(tmp_path / "young", val=[], epochs=2, finished=False)
     curves(young, tmp_path / "curves.png")
@@ -278,17 +292,28 @@ def test_the_picture_shows_the_run_in_its_colour(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "lrs", [(0.2, 1.6), (0.0003, 0.003), (0.25, 0.45), (0.2, 0.2), (1e-6, 3.2), (0.001, 0.01), (0.1, 0.15)]
+    ("lrs", "numbers"),
+    [
+        ((0.2, 1.6), "0.2 0.5 1"),
+        ((0.0003, 0.003), "0.0005 0.001 0.002"),
+        ((0.25, 0.45), "0.3 0.4"),
+        ((0.2, 0.2), "0.1 1"),
+        ((1e-6, 3.2), "1e-06 0.0001 0.01 1"),
+        ((0.001, 0.01), "0.001 0.01"),
+        ((0.112, 0.155), "0.112 0.155"),  # not round, because no round one lies between them
+    ],
 )
-def test_the_learning_rates_of_an_axis_are_few_plain_numbers_side_by_side(tmp_path, lrs):
+def test_the_learning_rates_of_an_axis_are_few_plain_numbers_side_by_side(tmp_path, lrs, numbers):
     rows = group_runs([write(tmp_path / f"{n}", val=[9.0], kn=128 * (n + 1), lr=lr) for n, lr in enumerate(lrs)])
-    for picture in (band_figure("Table 1", ["small", "large"], rows), figure(rows[0].runs[0])):
+    several, single = band_figure("Table 1", ["small", "large"], rows), figure(rows[0].runs[0])
+    for picture in (several, single):
         picture.draw_without_rendering()
         axis = picture.axes[-1].yaxis
         labels = [label for label in axis.get_ticklabels(which="both") if label.get_text()]
-        assert 2 <= len(labels) <= 4 and all(float(label.get_text()) > 0 for label in labels)
+        assert 2 <= len(labels) <= 4
         boxes = [label.get_window_extent() for label in labels]
         assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert [label.get_text() for label in several.axes[-1].get_yticklabels()] == numbers.split()
 
 
 def test_the_axis_of_epochs_begins_with_the_training_and_counts_whole_epochs(tmp_path):

@@ -74,8 +74,11 @@ def test_tables_pages_and_curves_show_its_numbers(trained, tmp_path):
     assert f"{run.value:.2f}" in table and "score; val: last evaluation" in table and "other" in table
     page = group_page("ours", families_of(group_runs([run]))).html()
     assert "validation score" in page and "validation other" in page and "training" not in page.split("Environment")[0]
-    axes, _ = figure(run).axes
+    picture = figure(run)
+    axes, _ = picture.axes
     assert axes.get_ylabel() == "score" and len(axes.get_lines()) == 1  # no dashed line of training
+    assert axes.get_title("left") == "solid: validation"
+    assert picture.legends[0].get_title().get_text() == "final number on validation images"
     assert paper_tables(families_of(group_runs([run]))[0]) == []  # the paper's tables all have top-1 errors
 
 

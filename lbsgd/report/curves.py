@@ -89,8 +89,6 @@ def label_learning_rate(axes: Axes) -> None:
     The numbers are round, or the lowest and the highest learning rate if these lie close together.
     """
     axes.set(xlabel="epochs", ylabel="learning rate")
-    if not math.isfinite(axes.dataLim.y0):  # matplotlib refuses a logarithmic axis without data
-        return
     axes.set_yscale("log")
     axes.minorticks_off()
     low, high = axes.get_ylim()
