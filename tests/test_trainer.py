@@ -252,9 +252,11 @@ def test_a_loss_scale_that_cannot_fall_ends_training_and_names_the_iteration(tmp
     def at_minimum():
         raise Exception("Current loss scale already at minimum - cannot decrease scale anymore. Exiting run.")
 
+    ours.train(last_iteration=1)
     monkeypatch.setattr(ours.engine, "step", at_minimum)
-    with pytest.raises(TrainingError, match="the gradients of iteration 0 overflow fp16"):
-        ours.train(last_iteration=1)
+    words = "the gradients of iteration 1 overflow fp16 at the smallest loss scale; look at .*, or use bf16$"
+    with pytest.raises(DivergedError, match=words):
+        ours.train(last_iteration=2)
 
 
 def test_what_else_fails_in_an_update_is_not_taken_for_a_loss_scale_that_cannot_fall(tmp_path, monkeypatch):

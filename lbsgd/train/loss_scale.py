@@ -20,8 +20,8 @@ def grow_after_the_update(optimizer: Any) -> None:
         if has_overflow:
             update_scale(has_overflow)
 
-    def step(*arguments: Any, **named: Any) -> None:
-        update_weights(*arguments, **named)
+    def step() -> None:
+        update_weights()
         if not optimizer.overflow:
             update_scale(False)
 
