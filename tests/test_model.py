@@ -10,8 +10,10 @@ import torchvision
 from torch import nn
 
 from lbsgd.algorithm.resnet import resnet
+from lbsgd.commands.recipe_task import require_task
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
+from lbsgd.train.returned import require_loss
 
 ROOT = Path(__file__).parent.parent
 
@@ -97,6 +99,17 @@ def test_the_documented_recipe_of_another_network_builds_it_the_same_on_every_pr
     one, other = (names["MobileNet"]().network(10, plan).state_dict() for _ in range(2))
     assert "classifier.3.weight" in one and one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_documented_recipe_of_another_loss_is_a_task_with_that_loss(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    section, names = (ROOT / "docs/running.md").read_text().split("## Another loss")[1], {"__name__": "recipe"}
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)
+    task, logits = names["Smoothed"](), torch.tensor([[2.0, 0.0], [3.0, 1.0]], requires_grad=True)
+    require_task(task)
+    loss, [wrong] = require_loss(task.loss(lambda images: logits.half(), (None, torch.tensor([0, 1]))), task)
+    smoothed = torch.tensor([[0.95, 0.05], [0.05, 0.95]])
+    assert loss.isclose(-(smoothed * logits.log_softmax(1)).sum(1).mean()) and wrong == 1
 
 
 def test_the_documented_fine_tuning_takes_all_weights_but_the_last_layer(monkeypatch, tmp_path):
