@@ -28,7 +28,7 @@ BOXES = some.lists(
 
 
 @given(boxes=BOXES, seed=some.integers(0, 2**32))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_outlines_are_those_of_the_masks_that_torchvision_pastes(boxes, seed):
     """Also of boxes at the borders and of boxes without an area."""
     corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 2, 2)
