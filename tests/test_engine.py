@@ -322,27 +322,6 @@ def test_what_is_trained_is_what_was_when_the_engine_was_made(stage, was, words)
     assert torch.equal(gather_state(engine).weights["conv.weight"], before.float().cpu())
 
 
-@pytest.mark.parametrize("calls_step_last, words", [(True, [f"{K} calls of engine.backward and none of"]), (False, [])])
-def test_a_loop_that_calls_step_only_in_the_last_pass_is_warned_once(calls_step_last, words, recwarn):
-    engine, plan = lbsgd.initialize(network(), recipe())
-    images, labels = (part.to(engine.device) for part in global_batch(0))
-    for i in range(3 * plan.accumulation_steps):
-        engine.backward(F.cross_entropy(engine(images[:N]), labels[:N]))
-        if not calls_step_last or i % plan.accumulation_steps == plan.accumulation_steps - 1:
-            engine.step()
-    said = [str(each.message) for each in recwarn if "lbsgd" in str(each.message)]
-    assert [each.partition("lbsgd: ")[2].partition(" engine.step;")[0] for each in said] == words
-
-
-def test_passes_under_no_sync_need_no_step(recwarn):
-    engine, plan = lbsgd.initialize(network(), recipe())
-    images, labels = (part.to(engine.device) for part in global_batch(0))
-    with engine.no_sync():
-        for _ in range(plan.accumulation_steps):
-            engine.backward(F.cross_entropy(engine(images[:N]), labels[:N]))
-    assert not [each for each in recwarn if "lbsgd" in str(each.message)]
-
-
 @pytest.mark.parametrize("stage", [0, 1, 2])
 @pytest.mark.parametrize("name", ["added", "fc"])
 def test_a_layer_that_came_after_the_engine_was_made_is_refused_at_the_first_update(stage, name):

@@ -173,7 +173,7 @@ def initialize(
     require_alike(model, plan)
     engine, scheduler = deepspeed_engine(model, plan)
     attach(engine, plan)
-    hold_to_plan(engine)
+    hold_to_plan(engine, plan)
     forget_at_each_load(engine)
     engine.module.register_forward_pre_hook(
         lambda module, _: scheduler.step(engine.global_steps) if module.training else None

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, TrainingError
+from lbsgd.train.passes import watch_passes
 
 
-def hold_to_plan(engine: Any) -> None:
+def hold_to_plan(engine: Any, plan: Plan) -> None:
     """Remember the trained parameters as engine.trained, and make updates the same at any world size and ZeRO stage.
 
     If a loss does not use a parameter, its gradient counts as zeros, as on several processes and under ZeRO. A frozen
     parameter stays where it is. ZeRO's update would still move it by its momentum, so under ZeRO the update raises
     TrainingError. At any stage an update raises it if a parameter that no engine trains was unfrozen, and the first
     update also if one was added or replaced. Between updates anything may be frozen. Another batch size is refused,
-    because learning rate and batch norm are the plan's. So is a step of the optimizer outside engine.step.
+    because learning rate and batch norm are the plan's. So is a step of the optimizer outside engine.step. A loop that
+    makes other passes than the plan's is warned (`passes`).
     """
     engine.trained = trained(engine)
     fixed = {name: each for name, each in engine.module.named_parameters() if name not in engine.trained}
@@ -49,36 +51,7 @@ def hold_to_plan(engine: Any) -> None:
     engine.basic_optimizer.register_step_pre_hook(before_update)
     engine.set_train_batch_size = engine.set_train_micro_batch_size = refuse_another_batch
     engine.zero_grad = lambda: drop_gradients(engine.module)  # which DeepSpeed calls in each update at stage 0
-    warn_of_missing_steps(engine)
-
-
-def warn_of_missing_steps(engine: Any) -> None:
-    """Warn once if a loop calls engine.step only in the last pass of an update, as torch's loops do.
-
-    DeepSpeed counts the calls. With p passes per update, such a loop would update p times too rarely.
-    """
-    backward, passes = engine.backward, max(2, engine.gradient_accumulation_steps())
-    step, told = engine.micro_steps, False
-    engine.passes_without_step = 0
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        nonlocal step, told
-        if engine.inside_no_sync_ctxt:  # DeepSpeed allows no step there
-            return backward(*arguments, **options)
-        if engine.micro_steps != step:
-            step, engine.passes_without_step = engine.micro_steps, 0
-        pending = engine.passes_without_step = engine.passes_without_step + 1
-        if pending == passes and not told and engine.global_rank == 0:
-            told = True
-            warnings.warn(
-                f"lbsgd: {pending} calls of engine.backward and none of engine.step; call engine.step() after each"
-                " engine.backward(loss), with the sum of a pass's losses: it counts the passes, and moves the weights"
-                " in the last one of an update",
-                stacklevel=2,
-            )
-        return backward(*arguments, **options)
-
-    engine.backward = counted
+    watch_passes(engine, plan)
 
 
 def every_parameter(module: torch.nn.Module) -> list[torch.nn.Parameter]:

@@ -28,6 +28,8 @@ def forget_at_each_load(engine: Any) -> None:
 
 def forget_iteration(engine: Any) -> None:
     """Drop the gradients of an unfinished iteration, wherever they are kept, and begin that iteration again."""
+    engine.micro_steps = engine.global_steps * engine.gradient_accumulation_steps()
+    engine.passes_without_step = 0  # so that nothing is said of the gradients that are dropped
     engine.optimizer.zero_grad(set_to_none=True)
     if engine.zero_optimization():
         forget_in_zero(engine.optimizer)
@@ -35,8 +37,6 @@ def forget_iteration(engine: Any) -> None:
         engine.aggregation.begin()
     for timer in engine.timers.get_timers().values():  # one that runs could not be started again
         timer.started_ = False
-    engine.micro_steps = engine.global_steps * engine.gradient_accumulation_steps()
-    engine.passes_without_step = 0
 
 
 def forget_in_zero(optimizer: Any) -> None:
