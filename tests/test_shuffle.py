@@ -3,10 +3,13 @@
 test_pitfalls.py shows what happens when each rank shuffles for itself.
 """
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 import lbsgd
 from lbsgd.algorithm import process_group
@@ -175,6 +178,33 @@ def test_rank_0_that_is_asked_for_is_rank_0_on_every_process(monkeypatch):
     cut = dict(global_batch=8, micro_batch=2, seed=3)
     asked, own = lbsgd.SharedShuffleSampler(32, **cut, rank=0), lbsgd.SharedShuffleSampler(32, **cut)
     assert list(asked) == list(lbsgd.SharedShuffleSampler(32, **cut, world_size=2, rank=0)) != list(own)
+
+
+def epochs_of(sampler, told):
+    """Return lbsgd's warnings in three epochs of a loop that tells the first `told` of them."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for epoch in range(3):
+            if epoch < told:
+                sampler.set_epoch(epoch)
+            for _ in DataLoader(range(64), batch_sampler=sampler):
+                ...
+    return [str(each.message) for each in said]
+
+
+@pytest.mark.parametrize("rank, told, times", [(0, 0, 1), (1, 0, 0), (0, 1, 0), (0, 3, 0)])
+def test_a_sampler_that_is_never_told_an_epoch_says_so_once_on_rank_0(rank, told, times):
+    said = epochs_of(SharedShuffleSampler(64, global_batch=16, micro_batch=8, world_size=2, rank=rank), told)
+    assert [each.partition(";")[0] for each in said] == [
+        "lbsgd: another epoch takes the batches of epoch 0 in the same order"
+    ] * times
+
+
+def test_a_look_at_some_batches_is_no_epoch(recwarn):
+    sampler = SharedShuffleSampler(64, global_batch=16, micro_batch=16)
+    for _ in range(3):
+        next(iter(sampler))
+    assert len(list(sampler)) == 4 and not recwarn
 
 
 def test_processes_that_have_not_met_are_not_each_taken_for_the_only_one(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -63,6 +64,7 @@ class SharedShuffleSampler(Sampler[list[int]]):
         self.begun: Pass | None = None
         self.given = 0  # batches given in all passes
         self.set_epoch(0)
+        self.watched = False  # whether set_epoch was called, or `parts_for` watches whether it is
 
     def set_epoch(self, epoch: int, first_iteration: int = 0) -> None:
         """Choose the next epoch, from first_iteration on."""
@@ -71,6 +73,7 @@ class SharedShuffleSampler(Sampler[list[int]]):
         self.batches = batches.reshape(-1, self.cut["micro_batch"])
         per_epoch = self.num_images // self.cut["global_batch"]
         self.next_update, self.announced = epoch * per_epoch + first_iteration, True
+        self.watched = True
 
     @property
     def sampler(self) -> SharedShuffleSampler:
@@ -78,6 +81,14 @@ class SharedShuffleSampler(Sampler[list[int]]):
         return self
 
     def __iter__(self) -> Iterator[list[int]]:
+        if not self.watched and self.begun is not None and self.begun.given == len(self):
+            self.watched = True
+            if self.cut["rank"] == 0:
+                warnings.warn(
+                    "lbsgd: another epoch takes the batches of epoch 0 in the same order; call"
+                    " sampler.set_epoch(epoch) before each",
+                    stacklevel=2,
+                )
         batches = self.batches.tolist()  # of the epoch set by the time of the first batch; Lightning sets it late
         self.begun = begun = Pass(self.next_update, self.given)
         for batch in batches:

@@ -19,7 +19,7 @@ def watch_pace(
 
     An evaluation over the same sampler takes no step, so its pass is not compared.
     """
-    pace = _Pace(scheduler, sampler, plan)
+    pace, sampler.watched = _Pace(scheduler, sampler, plan), True
 
     def check(*_: Any) -> None:
         said = None if pace.told else pace.before_step()
