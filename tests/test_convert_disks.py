@@ -43,6 +43,12 @@ JUNK = {  # what a split's folder may hold besides images, and the reason that i
     "__MACOSX/n01440764/._1.JPEG": "system folder",
     "lost+found/1.JPEG": "system folder",
     "$RECYCLE.BIN/1.JPEG": "system folder",
+    "#recycle/1.JPEG": "system folder",
+    "#snapshot/1.JPEG": "system folder",
+    "~snapshot/1.JPEG": "system folder",
+    "System Volume Information/1.JPEG": "system folder",
+    "FOUND.000/1.JPEG": "system folder",
+    "__pycache__/1.JPEG": "system folder",
     "n01440764/._n01440764_1.JPEG": "AppleDouble file",
     "._n01440764": "AppleDouble file",
     "n01440764/.hidden.JPEG": "hidden file",
@@ -56,6 +62,8 @@ COUNTS = {reason: list(JUNK.values()).count(reason) for reason in JUNK.values()}
 
 def add_junk(folder):
     for name in JUNK:
+        save(folder / name)
+    for name in ("@eaDir/2.JPEG", "__MACOSX/n01440764/._2.JPEG"):  # their folders count once
         save(folder / name)
     return folder
 
@@ -79,13 +87,13 @@ def test_photos_that_are_not_read_are_told_by_suffix_and_how_to_keep_them(tmp_pa
 
 
 @pytest.mark.parametrize("form", [lambda folder: folder, in_tar], ids=["folder", "tar"])
-def test_jfif_is_a_suffix_of_jpegs(tmp_path, form):
+def test_torchvision_s_suffixes_and_jfif_are_those_of_images(tmp_path, form):
     folder = make_folders(tmp_path / "source")
-    save(folder / "train/n01440764/a.jfif")
-    save(folder / "train/n01440764/b.JFIF")
+    names = {f"a.{suffix}" for suffix in "jpg jpeg jfif JFIF png ppm bmp pgm tif tiff webp".split()}
+    for name in names:
+        (folder / "train/n01440764" / name).write_bytes(encoded())
     found = find(form(folder), tmp_path)
-    names = [os.path.basename(name) for name in found.train.names]
-    assert {"a.jfif", "b.JFIF"} < set(names) and not found.train.left_out.counts
+    assert names < set(map(os.path.basename, found.train.names)) and not found.train.left_out.counts
 
 
 @pytest.mark.parametrize("form", [lambda folder: folder, in_tar], ids=["folder", "tar"])
@@ -101,7 +109,7 @@ def test_what_is_no_image_is_left_out_told_and_counted(tmp_path, form):
     assert source.train.left_out.counts == COUNTS and source.val.left_out.counts == {}
     told = look(path, tmp_path / "data", 1, max_side=500).splitlines()[2]
     assert told.startswith("left out of train: 2 AppleDouble files (such as ") and "4 hidden folders" in told
-    assert "1 stray file (" in told
+    assert "2 non-image files (such as n01440764/Thumbs.db), 1 stray file (" in told
 
 
 def test_the_manifest_counts_what_was_left_out_and_the_conversion_tells_it(tmp_path, capsys):
