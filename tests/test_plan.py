@@ -365,14 +365,15 @@ def test_a_diagnostic_changes_no_number_so_the_file_keeps_its_purpose():
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "factor, points, words",
     [
-        ("lbsgd.decay.factor=1e-12", f"lbsgd.decay.epochs={list(range(6, 36))}"),
-        ("lbsgd.decay.factor=1e9", f"lbsgd.decay.epochs={list(range(6, 46))}"),
+        (1e-12, range(6, 36), "lbsgd.decay.factor 1e-12, 30 times, leaves no learning rate"),
+        (10, [30, 60, 80], "lbsgd.decay.factor is 10.*; give a number of at most 1"),  # a divisor, as elsewhere
     ],
 )
-def test_decays_that_leave_no_learning_rate_are_refused(settings):
-    with pytest.raises(ConfigError, match="lbsgd.decay.factor .* leaves no learning rate"):
+def test_decays_that_leave_no_learning_rate_or_raise_it_are_refused(factor, points, words):
+    settings = f"lbsgd.decay.factor={factor}", f"lbsgd.decay.epochs={[*points]}"
+    with pytest.raises(ConfigError, match=words):
         Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=settings))
 
 

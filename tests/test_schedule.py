@@ -72,6 +72,13 @@ def test_a_warmup_that_would_silently_be_another_is_refused(kind, message):
         Schedule(0.1, 3.2, kind, 780)
 
 
+def test_a_decay_that_would_raise_the_learning_rate_is_refused():
+    for make in (lambda: Schedule(0.1, 3.2, decay_factor=10), lambda: lbsgd.LargeMinibatchSGD(decay_factor=10)):
+        with pytest.raises(ValueError, match="decay_factor is 10, and would raise the learning rate: give 0.1"):
+            make()
+    assert learning_rate(9, Schedule(0.1, 3.2, decay_iterations=(5,), decay_factor=1)) == 3.2
+
+
 def test_a_decay_point_and_a_warmup_inside_an_epoch_are_the_nearest_iteration():
     rule = lbsgd.LargeMinibatchSGD(0.1, 256, 512, warmup_epochs=0.29, decay_epochs=(0.57, 2.3))
     schedule = rule.schedule(100)  # 0.57 * 100 = 56.99999999999999 and 0.29 * 100 = 28.999999999999996

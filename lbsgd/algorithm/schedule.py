@@ -40,8 +40,8 @@ class Schedule:
     Warmup goes from base_lr (η0) to reference_lr (η) in warmup_iterations updates (W), 0 for no warmup. Each of
     decay_iterations multiplies η by decay_factor once that many updates are done.
 
-    Raises ValueError for an unknown warmup_kind, for "none" with warmup_iterations above 0, and for a number that is
-    negative or not finite.
+    Raises ValueError for an unknown warmup_kind, for "none" with warmup_iterations above 0, for a decay_factor above 1,
+    and for a number that is negative or not finite.
     """
 
     base_lr: float
@@ -61,6 +61,10 @@ class Schedule:
             )
         for name in ("base_lr", "reference_lr", "warmup_iterations", "decay_factor"):
             require_number(getattr(self, name), name)
+        if self.decay_factor > 1:
+            raise ValueError(
+                f"decay_factor is {self.decay_factor}, and would raise the learning rate: give 0.1 for 1/10"
+            )
         for point in self.decay_iterations:
             require_number(point, "a point of decay_iterations")
 
@@ -94,7 +98,7 @@ class LargeMinibatchSGD:
         rule.warmup_schedule(epoch, iteration, iters_per_epoch)   # the lr of that update, both counted from 0
 
     Up to base_batch_size images there is no warmup. This class updates no weights; `MomentumCorrectedSGD` does.
-    Raises ValueError for a batch below 1, and for any other number that is negative or not finite.
+    Raises ValueError for a batch below 1, a decay_factor above 1, and any other number that is negative or not finite.
     """
 
     def __init__(

@@ -81,7 +81,7 @@ class Decay(_Block):
 
     iterations: list[Positive] | None = None
     epochs: list[PositiveFloat] = [30.0, 60.0, 80.0]
-    factor: PositiveFloat = 0.1
+    factor: Annotated[float, Field(ge=1e-12, le=1)] = 0.1
 
     @model_validator(mode="after")
     def _points_ascend(self) -> Self:
@@ -91,7 +91,7 @@ class Decay(_Block):
             if points != sorted(set(points)):
                 raise ValueError(f"{name} {points} must ascend")
         times = len(self.epochs if self.iterations is None else self.iterations)
-        if times * abs(math.log10(self.factor)) > 100:
+        if -times * math.log10(self.factor) > 100:
             raise ValueError(f"factor {self.factor:g}, {times} times, leaves no learning rate: decay less often")
         return self
 
