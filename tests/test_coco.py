@@ -252,10 +252,27 @@ def test_an_image_that_pillow_takes_for_a_bomb_is_one_line(scenes, monkeypatch):
         pixels_of(read_split(scenes, "train").images[0])
 
 
-def test_run_lengths_that_pycocotools_cannot_read_are_one_line(scenes):
+@pytest.mark.parametrize("counts", ["ZZZ", [-1], [2**40]])
+def test_run_lengths_that_pycocotools_cannot_read_are_one_line(scenes, counts):
     image = read_split(scenes, "train").images[0]
     with pytest.raises(DataError, match=f"image {image.id} .*an outline cannot be decoded"):
-        mask_of({"size": [image.height, image.width], "counts": "ZZZ"}, image)
+        mask_of({"size": [image.height, image.width], "counts": counts}, image)
+
+
+def test_an_outline_of_several_polygons_is_their_union(scenes):
+    image = read_split(scenes, "train").images[0]
+    expected = np.zeros((image.height, image.width), np.uint8)
+    expected[1:3, 1:4] = expected[7:9, 110:112] = 1
+    found = mask_of([[1, 1, 4, 1, 4, 3, 1, 3], [110, 7, 112, 7, 112, 9, 110, 9]], image)
+    assert found.dtype == np.uint8 and found.shape == expected.shape and (found == expected).all()
+
+
+def test_masks_without_pycocotools_are_refused_with_the_command_that_brings_it(scenes, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(
+        DataError, match="^pycocotools cannot be imported .*`pip install 'lbsgd.detection.'` brings it$"
+    ):
+        mask_of([[1, 1, 4, 1, 4, 3]], read_split(scenes, "train").images[0])
 
 
 def test_a_polygon_that_is_a_point_costs_only_itself(changed):

@@ -344,13 +344,17 @@ def test_a_png_of_16_bits_in_colours_is_turned_by_what_stands_behind_its_pixels(
     assert (pixels_of(Image(1, tmp_path / "image.png", 4, 6, [])).numpy() == shown).all()
 
 
-def test_annotations_of_the_pixels_before_a_turn_are_refused_by_name(tmp_path):
-    shown_by(6, tmp_path / "image.jpg")
-    words = "image.jpg has 4x6 pixels, its annotations say 6x4; its EXIF orientation 6 turns it: make it 1 if they are"
-    with pytest.raises(DataError, match=words):
-        pixels_of(Image(1, tmp_path / "image.jpg", 4, 6, []))
-    with pytest.raises(DataError, match="its annotations say 6x5; the file belongs to other annotations"):
-        pixels_of(Image(1, tmp_path / "image.jpg", 5, 6, []))
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_annotations_of_the_pixels_before_a_turn_are_refused_by_name(tmp_path, orientation):
+    shown_by(orientation, path := tmp_path / "image.jpg")
+    turned = orientation > 4
+    has, say, shape = ("4x6", "6x4", (4, 6)) if turned else ("6x4", "4x6", (6, 4))
+    other = "the file belongs to other annotations"
+    why = f"its EXIF orientation {orientation} turns it: make it 1 if they are" if turned else other
+    with pytest.raises(DataError, match=f"image.jpg has {has} pixels, its annotations say {say}; {why}"):
+        pixels_of(Image(1, path, *shape, []))
+    with pytest.raises(DataError, match=f"its annotations say 6x5; {other}"):
+        pixels_of(Image(1, path, 5, 6, []))
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65_535])
