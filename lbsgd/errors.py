@@ -56,6 +56,9 @@ class Stopped(LbsgdError):
     label = "stopped"
 
 
+A_NETWORK = "the network", "give a torch.nn.Module"  # not its parameters, which a torch optimizer takes
+
+
 def require_type(value: object, kind: type | tuple[type, ...], what: str, way_out: str) -> None:
     """Raise ConfigError if a caller's value has another type, for example because arguments are in the wrong order."""
     if not isinstance(value, kind):

@@ -40,6 +40,10 @@ class MixinAlone(lbsgd.LargeMinibatchTrainer):
         (lambda: lbsgd.Plan.read([recipe()], 1), "the JSON is of type list; give its path, or the parsed object"),
         (lambda: lbsgd.Plan.read(recipe(), "2"), "world_size is of type str; give the number of processes as an int"),
         (lambda: lbsgd.Plan.read(recipe(), 1, float("nan")), "lbsgd.num_images is NaN; give a whole number"),
+        (lambda: lbsgd.Overrides(settings="lbsgd.epochs=3"), "settings is of type str; give a tuple of texts such as"),
+        (lambda: lbsgd.convert_batch_norm(NETWORK.parameters(), 4), "the network is of type generator; give a torch"),
+        (lambda: lbsgd.decay_groups(NETWORK.parameters(), 1e-4), "the network is of type generator; give a torch"),
+        (lambda: lbsgd.agree_statistics(NETWORK.parameters()), "the network is of type generator; give a torch.nn"),
         (
             lambda: lbsgd.LargeMinibatchLR(torch.optim.SGD(NETWORK.parameters(), 0.1), PLAN),
             "the schedule is of type Plan; give plan.schedule, or that of LargeMinibatchSGD",
@@ -53,6 +57,10 @@ def test_an_argument_of_another_type_is_one_line(call, words):
 
 
 RULE = lbsgd.LargeMinibatchSGD()
+
+
+def sampler(num_images, **changed):
+    return lbsgd.SharedShuffleSampler(num_images, **{"global_batch": 16, "micro_batch": 4, **changed})
 
 
 @pytest.mark.parametrize(
@@ -71,6 +79,11 @@ RULE = lbsgd.LargeMinibatchSGD()
         (lambda: RULE.warmup_schedule(0, 0, 0), "iters_per_epoch is 0, and must be a number of at least 1"),
         (lambda: lbsgd.decay_groups(NETWORK, -1e-4), "weight_decay is -0.0001, and must be"),
         (lambda: lbsgd.decay_groups(NETWORK, 1e-4, bias_lr_factor=-2), "bias_lr_factor is -2, and must be"),
+        (lambda: lbsgd.Overrides(precision="float16"), "precision is 'float16'; give one of fp16, bf16, fp32"),
+        (lambda: sampler(RULE), "num_images is <lbsgd.algorithm.schedule.LargeMinibatchSGD object"),
+        (lambda: sampler(64, global_batch="16"), "global_batch is '16', and must be a whole number of at least 0"),
+        (lambda: sampler(64, micro_batch=4.0), "micro_batch is 4.0, and must be a whole number of at least 0"),
+        (lambda: sampler(64, seed=-1), "seed is -1, and must be a whole number of at least 0"),
         (
             lambda: lbsgd.parts_for(NETWORK, PLAN, "1437"),
             "num_images is '1437', and must be a whole number of at least",

@@ -16,6 +16,7 @@ from lbsgd.algorithm.per_worker_batch_norm import (
     PerWorkerBatchNorm3d,
     require_choices,
 )
+from lbsgd.errors import A_NETWORK, require_type
 
 _KINDS: dict[type[_BatchNorm], type[PerWorkerBatchNorm]] = {
     nn.BatchNorm1d: PerWorkerBatchNorm1d,
@@ -42,6 +43,7 @@ def convert_batch_norm(
     seen no images, and for a batch norm of any other class, because its own behaviour would be lost. The model is then
     unchanged.
     """
+    require_type(model, nn.Module, *A_NETWORK)
     require_choices(per_worker_batch, passes, statistics, scope, implementation)
     require_modules(model)
     norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}

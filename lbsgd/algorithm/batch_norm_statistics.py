@@ -18,6 +18,7 @@ from lbsgd.algorithm.foreign_batch_norm import warn_of_statistics_left_apart
 from lbsgd.algorithm.grouped_norm import at_least_float32
 from lbsgd.algorithm.network_forwards import NetworkForwards, within_backward
 from lbsgd.algorithm.process_group import world_size
+from lbsgd.errors import A_NETWORK, require_type
 
 
 class RunningStatistics(_BatchNorm):
@@ -152,6 +153,7 @@ def agree_statistics(model: nn.Module) -> None:
     workers, because every process holds equally many. One process with all k workers would hold the same.
     Any other batch norm stays as it is; warns if one is trained.
     """
+    require_type(model, nn.Module, *A_NETWORK)
     if world_size() == 1:
         return
     warn_of_statistics_left_apart(model)

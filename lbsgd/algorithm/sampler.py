@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 
 from lbsgd.algorithm import process_group
 from lbsgd.algorithm.shuffle import epoch_order, rank_batches
+from lbsgd.errors import require_number
 
 
 @dataclass
@@ -47,6 +48,9 @@ class SharedShuffleSampler(Sampler[list[int]]):
         world_size: int | None = None,
         rank: int | None = None,
     ) -> None:
+        given = {"num_images": num_images, "global_batch": global_batch, "micro_batch": micro_batch, "seed": seed}
+        for name, number in given.items():
+            require_number(number, name, whole=True)
         if num_images < global_batch:
             raise ValueError(
                 f"{num_images} images do not fill one global batch of {global_batch}, so no epoch has an iteration;"

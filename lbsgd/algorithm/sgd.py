@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import ParamsT
 
 from lbsgd.algorithm.choices import MomentumForm
-from lbsgd.errors import require_number
+from lbsgd.errors import A_NETWORK, require_number, require_type
 
 
 class MomentumCorrectedSGD(torch.optim.SGD):
@@ -184,6 +184,7 @@ def decay_groups(
     Raises ValueError for a batch norm whose γ or β is part of another parameter, as in FSDP without use_orig_params,
     and for a weight_decay or a bias_lr_factor that is negative or not finite.
     """
+    require_type(model, nn.Module, *A_NETWORK)
     require_number(weight_decay, "weight_decay")
     require_number(bias_lr_factor, "bias_lr_factor")
     gamma_beta = {

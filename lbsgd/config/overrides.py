@@ -15,10 +15,10 @@ from lbsgd.config.checks.registry import deepspeed_findings
 from lbsgd.config.derive import derive, is_close
 from lbsgd.config.json_file import NumberError, finite, refuse_constant
 from lbsgd.config.keypath import BATCH, MICRO, PASSES, get, is_number, put
-from lbsgd.config.precision import precision_of, set_precision
+from lbsgd.config.precision import PRECISIONS, precision_of, set_precision
 from lbsgd.config.schema import NO_NUMBER, PROSE, Recipe
 from lbsgd.disk import MOST_LEVELS, require_shallow
-from lbsgd.errors import ConfigError
+from lbsgd.errors import ConfigError, require_type
 
 WHERE = "the flags"
 KEYS = {  # the key that each flag sets
@@ -57,6 +57,11 @@ class Overrides:
     zero_stage: int | None = None
     epochs: int | None = None
     num_images: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in (None, *PRECISIONS):
+            raise ConfigError(f"precision is {self.precision!r}; give one of {', '.join(PRECISIONS)}")
+        require_type(self.settings, (tuple, list), "settings", "give a tuple of texts such as lbsgd.warmup.epochs=2")
 
     def given(self) -> list[Given]:
         """Return the values that the flags give, --set last."""
