@@ -58,8 +58,11 @@ def test_no_value_is_a_traceback(tmp_path, capsys, number, key):
         ("schedule.decay_iterations", None, "schedule.decay_iterations, which is no list of numbers"),
         ("iterations_per_epoch", 0, "iterations_per_epoch, which is no number above 0"),
         ("environment", None, "environment, which is no object"),
+        ("environment.command", {}, "environment.command, which is no list"),
+        ("classes", ["cat", 1], "classes, which is no list of texts"),
         ("judged_by", ["a"], "judged_by, which is no list of measures"),
         ("judged_by", [], "judged_by, which is no list of measures"),
+        ("judged_by", [{"key": "", "name": "a", "short": "a"}], "judged_by, which is no list of measures"),
         (
             "judged_by",
             [{"key": "a", "name": "a", "short": "a", "training": [1]}],
@@ -72,6 +75,14 @@ def test_the_key_is_named(tmp_path, key, value, words):
     rewritten(log, 0, key, value)
     [error] = read_runs([tmp_path])[1]
     assert f"{log}, line 1: not a run log: run with" in error and words in error
+
+
+@pytest.mark.parametrize("key", ["environment.code", "started_from", "recipe.epochs"])
+def test_what_a_run_does_not_have_is_null(tmp_path, key):
+    """A folder without git has no code, a run without pre-training starts from nothing, one may count iterations."""
+    log = write_log(tmp_path, ROW, 0, [50.0]) / "log.jsonl"
+    rewritten(log, 0, key, None)
+    assert len(find_runs([tmp_path])) == 1
 
 
 @pytest.mark.parametrize(("key", "value"), [("of_a_later_version", 1), ("decay_iterations", ...)])

@@ -291,6 +291,17 @@ def test_a_broken_log_refuses_to_go_on_before_anything_is_changed_and_says_what_
     assert kinds(path) == ["run", "resume"]
 
 
+def test_a_log_that_the_disk_does_not_give_is_not_to_be_deleted(tmp_path, monkeypatch):
+    path = write(tmp_path, epochs=2)
+
+    def failing(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(log_lines, "records_of", failing)
+    with pytest.raises(DataError, match=f"^cannot read {path}: Input/output error$"):
+        RunLog(tmp_path, RUN, 2)
+
+
 def test_the_output_begins_before_the_log_of_a_run_that_goes_on_changes(tmp_path):
     """So a kill between the two never leaves weights of an earlier end next to a log without its result."""
     path, seen = write(tmp_path, epochs=2), []
@@ -336,11 +347,19 @@ def test_a_missing_log_is_named(tmp_path):
         (1, json.dumps({"kind": "run", **RUN, "recipe": "goyal"}), "run with recipe, which is no object"),
         (1, json.dumps({"kind": "run", **RUN, "recipe": None, "global_batch": "8k"}), "run with global_batch, which"),
         (3, json.dumps({"kind": "iteration", **iteration(1), "epoch": [0.5]}), "iteration with epoch, which is no num"),
+        (
+            3,
+            json.dumps({"kind": "iteration", **iteration(1), "data_wait_pct": "x"}),
+            "iteration with data_wait_pct, wh",
+        ),
+        (3, '{"kind": "iteration", "iteration": 1}', "iteration without data_wait_pct, epoch, images_per_second, lr, "),
+        (3, '{"kind": "resume"}', "resume without iteration"),
         (3, '{"kind": "iterat', "not JSON"),
         (3, '{"kind": ["epoch"]}', "not an object of kind"),
         (3, ", ".join(2 * [json.dumps({"kind": "iteration", **iteration(1)})]), "not JSON"),
         (3, json.dumps({"kind": "run", **RUN}), "the first line, and only it, is of kind run"),
         (4, '{"kind": "epoch", "epoch": 1}', "epoch without seconds, train_loss"),
+        (4, json.dumps({"kind": "epoch", **epoch(1), "val_loss": "x"}), "epoch with val_loss, which is no number"),
         (7, '{"kind": "epoch", "epo', "not JSON"),  # the last line, but with its newline: no kill cut it short
     ],
 )

@@ -119,7 +119,7 @@ class Expected:
         """Return the keys that a record lacks. An epoch need not have an evaluation."""
         kind = record["kind"]
         keys = KEYS[kind]
-        if kind == "run" and (record.get("recipe") or {}).get("epochs") is None:
+        if kind == "run" and get(record, "recipe.epochs") is None:
             keys = keys | {"num_iterations"}
         elif kind == "epoch":
             keys = keys | self.trained
