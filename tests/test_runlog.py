@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from lbsgd.disk import replace_file, to_disk
-from lbsgd.errors import ConfigError, DataError
-from lbsgd.report import log_lines
-from lbsgd.report.measure import TOP1
+from lbsgd.errors import ConfigError, DataError, DivergedError
+from lbsgd.report import log_lines, run_log
+from lbsgd.report.measure import CLASSIFIER, TOP1, as_data
 from lbsgd.report.run_log import DIVERGED, RunLog, read_run
 
 RUN = {
@@ -305,9 +305,39 @@ def test_a_log_that_the_disk_does_not_give_is_not_to_be_deleted(tmp_path, monkey
 def test_the_output_begins_before_the_log_of_a_run_that_goes_on_changes(tmp_path):
     """So a kill between the two never leaves weights of an earlier end next to a log without its result."""
     path, seen = write(tmp_path, epochs=2), []
-    before = path.read_bytes()
-    RunLog(tmp_path, RUN, 2, begin=lambda: seen.append(path.read_bytes())).close()
-    assert seen == [before] and kinds(path)[-1] == "resume"
+    path.with_name(DIVERGED).write_text("error: then")
+    before = path.read_bytes(), "error: then"
+    RunLog(
+        tmp_path, RUN, 2, begin=lambda: seen.append((path.read_bytes(), path.with_name(DIVERGED).read_text()))
+    ).close()
+    assert seen == [before] and kinds(path)[-1] == "resume" and not path.with_name(DIVERGED).exists()
+
+
+def test_a_log_goes_on_with_the_numbers_of_a_later_version(tmp_path):
+    """The lines from before the resume lack them."""
+    path = write(tmp_path, epochs=2)
+    with RunLog(tmp_path, {**RUN, "judged_by": as_data(CLASSIFIER)}, resume_iteration=3) as log:
+        log.epoch({**epoch(2), "val_top5_error_pct": 1.0})
+    assert kinds(path) == ["run", "iteration", "iteration", "epoch", "iteration", "resume", "epoch"]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_run_that_diverges_says_so_next_to_its_log_if_the_disk_takes_it(tmp_path, monkeypatch, full):
+    def replace(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DivergedError, match="the loss is not a number"), RunLog(tmp_path, RUN):
+        if full:
+            monkeypatch.setattr(run_log, "replace_file", replace)
+        raise DivergedError("the loss is not a number")
+    told = tmp_path / DIVERGED
+    assert not told.exists() if full else told.read_text() == "error: the loss is not a number\n"
+
+
+def test_a_run_that_another_error_ends_has_not_diverged(tmp_path):
+    with pytest.raises(DataError), RunLog(tmp_path, RUN):
+        raise DataError("an image cannot be decoded")
+    assert [each.name for each in tmp_path.iterdir()] == ["log.jsonl"]
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------
@@ -325,6 +355,11 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write .*file/run/log.jsonl"):
         RunLog(tmp_path / "file" / "run", RUN)
+    with pytest.raises(DataError, match="cannot read .*File name too long"):
+        RunLog(tmp_path / ("a" * 300), RUN)
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(ConfigError, match="cannot write .*log.jsonl: Is a directory"):
+        RunLog(tmp_path, RUN, resume_iteration=2)
 
 
 def test_a_missing_log_is_named(tmp_path):
