@@ -229,15 +229,16 @@ def weights_with_an_unused_layer(stage):
     return {name: tensor.clone() for name, tensor in engine.module.state_dict().items()}
 
 
-def test_zero_1_goes_wrong_when_one_process_does_not_use_a_parameter():
+@pytest.mark.parametrize("stage", [1, 2])
+def test_zero_goes_wrong_when_one_process_does_not_use_a_parameter(stage):
     """train/aggregation/, which replaces the reduction, counts a missing gradient as zeros, like stage 0.
 
-    ZeRO-1 reduces what each process has. If gloo notices that sizes differ, it aborts. If it does not, with other
+    ZeRO reduces what each process has. If gloo notices that sizes differ, it aborts. If it does not, with other
     sizes, weights are silently off by some percent.
     """
     right = in_processes(2, weights_with_an_unused_layer, 0)[0]
     try:
-        wrong = in_processes(2, weights_with_an_unused_layer, 1)[0]
+        wrong = in_processes(2, weights_with_an_unused_layer, stage)[0]
     except (ProcessExitedException, ProcessRaisedException):
         return
     assert max(((right[name] - wrong[name]).abs().max() / right[name].abs().max()).item() for name in right) > 0.01
