@@ -24,7 +24,7 @@ from lbsgd.report.group_page import curve_charts
 from lbsgd.report.groups import find_runs, group_runs
 from lbsgd.report.match import band, distances, matched_from, mean_curve
 from lbsgd.report.paper_table import error_cell
-from lbsgd.report.paper_tables import NEEDS, paper_tables
+from lbsgd.report.paper_tables import NEEDS, paper_tables, why_not
 from lbsgd.report.regions import update
 from lbsgd.report.write import families_at, rows_by_name, write_report
 
@@ -80,6 +80,37 @@ def test_table_1_has_the_paper_s_errors_beside_ours(table_1_runs):
     # 0.1 ± t(0.975, 4) · √(0.04/3 + 0.04/3) = 0.1 ± 2.776 · 0.1633
     assert [row[7:9] for row in found.rows][::3] == [("3", ""), ("3", "+0.10 [-0.35, +0.55]")]
     assert "ours: resnet18 on 1,536 images of digits_1536" in found.markdown()
+
+
+def test_each_large_batch_has_a_table_1_of_its_own(tmp_path):
+    for row in (TABLE_1[0], TABLE_1[1], replace(TABLE_1[1], name="x16_no_warmup", factor=16)):
+        write_log(tmp_path, row, 0, [1.0])
+    [family] = families_at([tmp_path])
+    assert [found.name for found in paper_tables(family)] == ["table1_x8", "table1_x16"]
+
+
+def test_runs_that_are_judged_by_another_number_make_no_table_of_the_paper(tmp_path):
+    other = {"key": "train_top1_error_pct", "name": "training error", "short": "train"}
+    for row in (TABLE_1[0], TABLE_1[3]):
+        edited(write_log(tmp_path, row, 0, [1.0], planned=2), lambda header: header.update(judged_by=[other]))
+    [family] = families_at([tmp_path])
+    assert len(family.rows) == 2 and paper_tables(family) == []
+
+
+def test_rows_with_the_small_batch_alone_make_a_table(tmp_path):
+    for row in STUDIES["table2b"].rows(DIGITS)[:2]:
+        write_log(tmp_path, row, 0, [1.0])
+    [family] = families_at([tmp_path])
+    assert [found.name for found in paper_tables(family)] == ["table2b"]
+
+
+def test_only_a_table_that_compares_with_the_baseline_is_said_to_lack_it(table_1_runs):
+    families = families_at([table_1_runs / "x8", table_1_runs / "x8_no_warmup"])
+    first, other = why_not(families, ["table1", "table3b", "table1"])
+    assert "or constant warmup. No row is the baseline: none has 32 images per update" in first
+    assert other == "no table3b can be made of these runs: it takes detectors with two global batches"
+    [alone] = why_not(families_at([table_1_runs / "x8"]), ["table1"])
+    assert alone.endswith("or constant warmup")
 
 
 def test_every_table_can_be_asked_for_by_its_name():

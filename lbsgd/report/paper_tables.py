@@ -82,7 +82,7 @@ def paper_tables(family: Family) -> list[PaperTable]:
         return []
     tables: list[PaperTable] = []
     for name, (title, layout) in LAYOUTS.items():
-        changes = {row.change for row in layout if row.large and row.change}
+        changes = {row.change for row in layout if row.change}
         factors: list[float | None] = [*family.factors(*changes)] or [None]
         for factor in factors:
             rows = [(find(family, asked, factor), asked) for asked in layout]
