@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from lbsgd.data import coco_images, coco_loader
 from lbsgd.data.coco_annotations import Image, read_split
-from lbsgd.data.coco_images import CocoEval, CocoTrain, example_of, pixels_of
+from lbsgd.data.coco_images import CocoEval, CocoTrain, draw_of, example_of, pixels_of
 from lbsgd.data.coco_loader import TENSORS, loaded, tensors_of
 from lbsgd.data.share import Cut, Share
 from lbsgd.errors import ConfigError, DataError
@@ -68,6 +68,15 @@ def test_no_copy_to_the_device_is_waited_for(scenes, monkeypatch):
     example_of(split.images[0], split.label_of, 0, flip=False).to("cpu")
     list(CocoEval(split, loader_workers=0, device="cpu", share=Share()))
     assert copies == [{"non_blocking": True}] * (4 + 4)  # pixels, boxes, labels and masks; four images' pixels
+
+
+def test_a_pass_is_a_micro_batch_in_the_given_order_with_the_draws_of_seed_and_epoch(scenes):
+    split, cut = read_split(scenes, "train"), Cut(seed=3, global_batch=4, micro_batch=1)
+    train = CocoTrain(split, cut, per_forward=1, flip=True, loader_workers=0, device="cpu")
+    examples = [example for [example] in train.batches(np.array([2, 0, 3, 1]), epoch=1)]
+    assert [int(each.target["draw"]) for each in examples] == [draw_of(3, 1, number) for number in (2, 0, 3, 1)]
+    kinds = {"boxes": torch.float32, "labels": torch.int64, "masks": torch.uint8, "draw": torch.int64}
+    assert all({name: tensor.dtype for name, tensor in each.target.items()} == kinds for each in examples)
 
 
 # --- what cannot be decoded -------------------------------------------------------------------------------------------
