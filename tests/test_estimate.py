@@ -43,6 +43,19 @@ def test_a_dry_run_tells_the_size_and_what_cannot_be_decoded(damaged, tmp_path, 
     assert 0.95 * made < told.num_bytes + 2 * 2120 < 1.05 * made
 
 
+def test_a_dry_run_tells_what_happens_to_the_images_of_both_splits_from_the_first_to_the_last(tmp_path):
+    tree = make_tree(tmp_path / "source")  # three and two images of 64x64 pixels
+    save(tree / "train/bee/2.JPEG", size=(128, 128))
+    Image.fromarray(np.zeros((64, 64), np.uint16)).save(tree / "train/bee/3.png")
+    found, settings = find_source(tree, tmp_path, tmp_path / "data"), Settings(max_side=64)
+    told = estimate(found, settings, 100)
+    assert (told.copied, told.encoded, told.raw, told.scaled) == pytest.approx((5 / 7, 2 / 7, 0, 1 / 7))
+    [line] = [each for each in look(tree, tmp_path / "data", 1, max_side=64).splitlines() if each.startswith("result")]
+    assert line.endswith(": 71% of the images untouched, 29% encoded again, 14.3% scaled from 16 bits to 8")
+    told = estimate(found, settings, 2)  # of five training images the JPEG ant/1 and the PNG
+    assert (told.copied, told.scaled) == pytest.approx(((5 / 2 + 2) / 7, 5 / 2 / 7)) and told.looked_at == 4
+
+
 def test_a_dry_run_prints_nothing_of_opencv_s_own(damaged, tmp_path, capfd):
     """For example that no JPEG is 70,000 pixels wide."""
     Image.new("L", (70_000, 1)).save(damaged / "train/ant/wide.png")
@@ -97,7 +110,7 @@ def photos(tmp_path_factory):
         dict(max_side=500),
         dict(short_side=256),
         dict(max_side=300, reencode=True, quality=50),
-        dict(max_side=400, raw_fraction=0.5),
+        dict(max_side=400, raw_fraction=0.25),
     ],
 )
 def test_a_dry_run_tells_the_size_within_a_tenth_from_a_few_images(photos, tmp_path, settings):
