@@ -16,7 +16,7 @@ import pytest
 from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import ConfigError, DataError, DivergedError
 from lbsgd.report import log_lines, run_log
-from lbsgd.report.measure import CLASSIFIER, TOP1, as_data
+from lbsgd.report.measure import CLASSIFIER, TOP1, Measure, as_data
 from lbsgd.report.run_log import DIVERGED, RunLog, read_run
 
 RUN = {
@@ -205,6 +205,21 @@ def test_a_finished_run_that_goes_on_has_no_result_until_it_ends_again(tmp_path)
     assert read_run(tmp_path).result["val_top1_error_pct"] == 10.0
     RunLog(tmp_path, RUN, resume_iteration=2).close()
     assert read_run(tmp_path).result is None
+
+
+def test_a_resumed_run_that_is_judged_by_other_numbers_leaves_its_log_as_it_is(tmp_path):
+    """Else its later lines would lack the numbers that the first line names, and nobody could read the log."""
+    path, top1 = write(tmp_path, epochs=2), as_data([TOP1])
+    before = path.read_bytes()
+    f1 = as_data([Measure("val_f1", "macro F1", "F1")])
+    numbers = "val_top1_error_pct, train_top1_error_pct"
+    words = f"^{path} judges the run by {numbers}, and the recipe's task by val_f1 alone; keep these in its"
+    with pytest.raises(ConfigError, match=words):
+        RunLog(tmp_path, {**RUN, "judged_by": f1}, 4)
+    assert path.read_bytes() == before
+    with RunLog(tmp_path, {**RUN, "judged_by": [*f1, *top1]}, 4) as log:  # more numbers may come
+        log.epoch({**epoch(2), "val_f1": 0.5})
+    assert [each["epoch"] for each in read_run(path).epochs] == [1, 2]
 
 
 def test_a_resumed_run_whose_log_was_lost_begins_a_new_one(tmp_path):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal
+
+from lbsgd.errors import ConfigError
 
 LAST_EPOCHS = 5  # Sec. 5.1: the median over them is a run's error
 LAST = "last evaluation"
@@ -92,3 +95,18 @@ def measures_of(header: Record) -> tuple[Measure, ...]:
     if named is None:
         return (TOP1,)
     return tuple(Measure(**{key: value for key, value in each.items() if key in known}) for each in named)
+
+
+def require_measures(begun: Record, resumed: Record, log: Path) -> None:
+    """Raise ConfigError if a resumed run lacks a number that its log, from the first line on, judges it by."""
+    before, now = keys_of(measures_of(begun)), keys_of(measures_of(resumed))
+    if lost := [key for key in before if key not in now]:
+        raise ConfigError(
+            f"{log} judges the run by {', '.join(lost)}, and the recipe's task by {', '.join(now)} alone; keep these in"
+            " its judged_by, or begin a new run in another --output_dir"
+        )
+
+
+def keys_of(measures: Sequence[Measure]) -> list[str]:
+    """Return the keys of all measures, on the training images, too."""
+    return [key for each in measures for key in (each.key, each.training) if key]

@@ -25,7 +25,7 @@ from typing import Any
 from lbsgd.disk import exists, is_dir, is_there, replace_file
 from lbsgd.errors import ConfigError, DataError, DivergedError
 from lbsgd.report.log_lines import KEYS, LOG_NAME, Expected, Record, missing_leaves, read_records
-from lbsgd.report.measure import Measure, measures_of
+from lbsgd.report.measure import Measure, measures_of, require_measures
 
 DIVERGED = "diverged.txt"  # next to the log of a run whose loss was not a number
 
@@ -102,6 +102,7 @@ class RunLog:
             # Without a checkpoint nothing shows that the log belongs to this run, so a new one begins.
             if resume_iteration and exists(self.path):
                 records = _happened_before(resume_iteration, self._to_go_on(resume_iteration))
+                require_measures(records[0], header, self.path)
             self.epochs = [record for record in records if record["kind"] == "epoch"]
             records.append({"kind": "resume", **header, "iteration": resume_iteration})
         expected = Expected(measures_of(records[0]))
