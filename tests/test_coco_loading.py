@@ -140,12 +140,23 @@ def test_workers_may_open_as_many_files_as_their_batches_have_tensors(scenes, li
 
 
 def test_more_files_than_the_system_allows_are_refused_before_a_worker_starts(monkeypatch):
-    monkeypatch.setattr(coco_loader, "allow_open_files", lambda needed: 4096)
+    asked = []
+    monkeypatch.setattr(coco_loader, "allow_open_files", lambda needed: asked.append(needed) or 4096)
     with pytest.raises(
         ConfigError, match=r"128 images a pass .* allows 4,096; .*-Hn.*--micro_batch.*--loader_workers 0"
     ):
         next(loaded(Ends("never"), [[0] * 128], 1))
     assert not multiprocessing.active_children()
+    batches = TENSORS * 128 * 4  # 2 ahead of the one worker, and 2 more
+    assert batches + coco_loader.OTHER_FILES < asked[0] < batches + 1000
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_draws_nothing_from_torch_s_own_generator_and_may_be_of_nothing(workers):
+    """Otherwise a resumed epoch would go on with other random numbers."""
+    before = torch.get_rng_state()
+    assert len([*loaded(Ends("never"), [[0], [1]], workers)]) == 2 and [*loaded(Ends("never"), [], workers)] == []
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # --- loader workers that are lost -------------------------------------------------------------------------------------
