@@ -56,6 +56,12 @@ def test_a_dry_run_tells_what_happens_to_the_images_of_both_splits_from_the_firs
     assert (told.copied, told.scaled) == pytest.approx(((5 / 2 + 2) / 7, 5 / 2 / 7)) and told.looked_at == 4
 
 
+def test_a_dry_run_tells_that_the_disk_is_too_full(tmp_path, monkeypatch):
+    monkeypatch.setattr("lbsgd.convert.estimate.free_bytes", lambda folder: 0)
+    *_, last = look(make_tree(tmp_path / "source"), tmp_path / "data", 1, max_side=64).splitlines()
+    assert last.startswith(f"refused: {tmp_path}/data has 0.0 MB free, ") and "make room or name another folder" in last
+
+
 def test_a_dry_run_prints_nothing_of_opencv_s_own(damaged, tmp_path, capfd):
     """For example that no JPEG is 70,000 pixels wide."""
     Image.new("L", (70_000, 1)).save(damaged / "train/ant/wide.png")
