@@ -5,9 +5,10 @@ import os
 import pickle
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
-import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock, call
@@ -201,12 +202,22 @@ def test_each_phase_has_groups_that_no_other_phase_uses(monkeypatch, choice, exp
     assert job.buffer.tolist() == [0.25] * 4
 
 
-def test_the_interpreter_s_exit_wakes_no_thread_of_a_phase(monkeypatch):
-    made, finalize = [], weakref.finalize
-    monkeypatch.setattr(weakref, "finalize", lambda *of: (made.append(finalize(*of)), made[-1])[1])
+def test_the_threads_of_phases_end_with_their_object_and_before_the_interpreter():
+    """A loop of one's own need not close them."""
+    code = (
+        "import atexit, threading\n"
+        "atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))\n"  # the last, as the first
+        "import torch\n"
+        "from lbsgd.train.aggregation.phases import Threads\n"
+        "runner = Threads([lambda job: None, lambda job: None])\n"
+        "runner.wait(runner.start(torch.ones(1)))\n"
+        "print(threading.active_count())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.returncode == 0 and done.stdout == "3\n['MainThread']\n", done.stderr
     runner = Threads([lambda job: None])
-    assert [each.atexit for each in made] == [False]
-    runner.close()
+    [thread], runner = runner.threads, None
+    assert not thread.is_alive()
 
 
 def test_after_an_error_no_further_bucket_is_summed_and_each_is_told_at_once():

@@ -121,7 +121,7 @@ CLOSE_SECONDS = 5.0  # enough for idle threads to end
 
 
 class Threads:
-    """Runs phases on buffers in host memory, each in a daemon thread that ends with this object."""
+    """Runs phases on buffers in host memory, each in a daemon thread that ends with this object or before Python."""
 
     def __init__(self, phases: Sequence[Phase]):
         self.queues = [queue.SimpleQueue[Job | None]() for _ in phases]
@@ -132,25 +132,27 @@ class Threads:
             name = f"lbsgd phase {number + 1}"
             self.threads.append(threading.Thread(target=work, args=arguments, name=name, daemon=True))
             self.threads[-1].start()
-        # Not at the interpreter's exit: a thread that woke then and was ended inside torch's C++ code would abort.
-        weakref.finalize(self, self.queues[0].put, None).atexit = False
+        # Also at the interpreter's exit: a thread ended then, inside torch's C++ code, would abort the process.
+        self.close = weakref.finalize(self, end, self.queues[0], self.threads)
 
     def start(self, buffer: torch.Tensor) -> Job:
         job = Job(buffer)
         self.queues[0].put(job)
         return job
 
-    def close(self) -> None:
-        """End the threads once they have no more work."""
-        self.queues[0].put(None)
-        for thread in self.threads:
-            thread.join(CLOSE_SECONDS)
-
     def wait(self, job: Job) -> None:
         """Return once the buffer holds the mean. Raises what a phase raised."""
         job.done.wait()
         if job.error:
             raise job.error
+
+
+def end(jobs: queue.SimpleQueue[Job | None], threads: Sequence[threading.Thread]) -> None:
+    """End the threads of phases once they have no more work."""
+    jobs.put(None)
+    for thread in threads:
+        if thread is not threading.current_thread():  # in which Python may have freed the object that they end with
+            thread.join(CLOSE_SECONDS)
 
 
 def work(phase: Phase, jobs: queue.SimpleQueue[Job | None], rest: queue.SimpleQueue[Job | None] | None) -> None:
