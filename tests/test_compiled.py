@@ -230,14 +230,14 @@ class Task:
     judged_by = ()
 
     def evaluate(self, network, batches):
-        return {"outputs": [network(batch) for batch in batches]}
+        return {"outputs": len([network(batch) for batch in batches])}
 
 
 def test_evaluation_compiles_nothing_and_is_the_plain_networks(graphs):
     engine, plan = engine_of(recipe(), "aot_eager")
     train(engine, plan, last=2)
     compiled, batches = graphs(), [torch.randn(size, 3, 6, 6) for size in (16, 7, 1)]
-    outputs = evaluate(engine, Task(), batches, lambda position: None)
+    found = evaluate(engine, Task(), batches, lambda position: None)
     with torch.no_grad(), lbsgd.recomputing_statistics(engine.module.train()), as_it_is(engine.module):
         engine.module(batches[0])
     plain = network()
@@ -248,7 +248,7 @@ def test_evaluation_compiles_nothing_and_is_the_plain_networks(graphs):
         again = [engine(batch) for batch in batches]
     assert graphs() == compiled == 2
     assert all(torch.equal(a, plain.eval()(batch)) for a, batch in zip(again, batches, strict=True))
-    assert len(outputs["outputs"]) == 3
+    assert found == {"outputs": 3}
     engine.train()
     train(engine, plan, 2, 3)
     assert graphs() == 2  # training goes on with the graphs that it has
