@@ -3,6 +3,7 @@
 import itertools
 import os
 import pickle
+import queue
 import random
 import signal
 import subprocess
@@ -218,6 +219,18 @@ def test_the_threads_of_phases_end_with_their_object_and_before_the_interpreter(
     runner = Threads([lambda job: None])
     [thread], runner = runner.threads, None
     assert not thread.is_alive()
+
+
+def test_phases_that_are_stuck_hold_up_the_end_once(monkeypatch):
+    monkeypatch.setattr(phases, "CLOSE_SECONDS", 0.5)
+    released = threading.Event()
+    runner = Threads([lambda job: released.wait(PATIENCE_SECONDS)] * 4)
+    job, began = runner.start(torch.ones(1)), time.monotonic()
+    runner.close()
+    assert 0.5 <= time.monotonic() - began < 1.5
+    released.set()
+    runner.wait(job)
+    phases.end(queue.SimpleQueue(), [threading.current_thread()])  # in which Python may free the object
 
 
 def test_after_an_error_no_further_bucket_is_summed_and_each_is_told_at_once():

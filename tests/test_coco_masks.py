@@ -11,6 +11,7 @@ from hypothesis import strategies as some
 from pycocotools import mask as coco
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
+from lbsgd.algorithm.mask_rcnn import PerForwardMaskRCNN
 from lbsgd.train.coco_masks import OUTLINES, outlines_for_masks, outlines_in_boxes, outlines_of
 
 HEIGHT, WIDTH = 37, 53
@@ -59,6 +60,19 @@ def test_a_detector_returns_the_outlines_of_its_masks_and_afterwards_masks_again
         [again] = network([pixels])
     assert len(pasted["boxes"]) > 0 and found["boxes"].equal(pasted["boxes"]) and "masks" not in found
     assert found[OUTLINES] == outlines_of(pasted["masks"]) and again["masks"].equal(pasted["masks"])
+
+
+class Filtered(PerForwardMaskRCNN):
+    """A user's detector that works on its masks."""
+
+
+def test_a_detector_of_another_class_keeps_its_masks():
+    own, around = detector().eval(), torch.nn.Sequential(detector().eval())
+    own.__class__ = Filtered
+    for network in own, around:
+        with torch.no_grad(), outlines_for_masks(network):
+            [found] = network([torch.rand(3, 60, 90)])
+        assert "masks" in found
 
 
 def test_a_detector_that_fails_has_its_own_function_again():

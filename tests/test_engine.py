@@ -501,6 +501,7 @@ def test_a_network_in_half_precision_is_refused_where_no_float32_copy_of_its_wei
         with pytest.raises(ConfigError, match=f"fc.weight of the network is {str(dtype)[6:]}.* {precision} keeps its"):
             take(model, plan)
         assert type(model.bn) is torch.nn.BatchNorm2d
+    lbsgd.parts_for(model, Plan.read(in_precision("fp32", stage=1), 1))  # ZeRO keeps a float32 copy
     model.fc.weight.requires_grad_(False)
     lbsgd.parts_for(model, plan)
 

@@ -211,7 +211,7 @@ def test_a_loss_that_is_none_is_one_line(returned, words):
     assert f"loss of the recipe's task Task {words}" in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("returned", [(LOSS, (ONE,)), [LOSS, [ONE.int()]]])
+@pytest.mark.parametrize("returned", [(LOSS, (ONE,)), [LOSS, [ONE.int()]], (LOSS, torch.ones(1))])
 def test_a_loss_and_its_counts_pass(returned):
     assert require_loss(returned, Task()) is returned
     with pytest.raises(ConfigError, match=r"images, and \(\), as it counts none$"):

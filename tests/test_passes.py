@@ -1,5 +1,6 @@
 """Loops whose calls of an engine are not the plan's passes, which would silently train something else."""
 
+import copy
 import warnings
 
 import pytest
@@ -117,7 +118,7 @@ def said_of(recwarn):
         (ClearsLast, "zero_grad() between the passes"),
         (
             GivesMore,
-            f"the network is given {2 * N} rows in a pass, and the learning rate is for the plan's micro batch",
+            f"the engine is given {2 * N} rows in a pass; if each is an image, the learning rate is for the plan's",
         ),
     ],
 )
@@ -151,6 +152,27 @@ def test_passes_under_no_sync_need_no_step(recwarn):
             engine.backward(F.cross_entropy(engine(images[:N]), labels[:N]))
     engine.step()
     assert not said_of(recwarn)
+
+
+def test_a_pass_that_raised_counts_for_nothing(recwarn):
+    engine, _ = lbsgd.initialize(network(), recipe())
+    for _ in range(2 * K):
+        with pytest.raises(AssertionError):
+            engine.backward("no loss")
+    assert engine.passes_without_step == 0 and not said_of(recwarn)
+
+
+def test_the_network_of_an_engine_is_used_otherwise_without_a_word(recwarn):
+    """By a second engine of another micro batch, alone, and as a copy."""
+    first, _ = lbsgd.initialize(network(), recipe())
+    second, _ = lbsgd.initialize(first.module, recipe(micro_batch=K * N))
+    images = global_batch(0)[0].to(second.device)
+    for network_of_it in second, first.module, copy.deepcopy(first.module):
+        network_of_it.train()
+        network_of_it(images)
+    assert not said_of(recwarn)
+    first(images)
+    assert len(said_of(recwarn)) == 1
 
 
 def told_here():

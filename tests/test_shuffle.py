@@ -196,7 +196,7 @@ def epochs_of(sampler, told):
 def test_a_sampler_that_is_never_told_an_epoch_says_so_once_on_rank_0(rank, told, times):
     said = epochs_of(SharedShuffleSampler(64, global_batch=16, micro_batch=8, world_size=2, rank=rank), told)
     assert [each.partition(";")[0] for each in said] == [
-        "lbsgd: another epoch takes the batches of epoch 0 in the same order"
+        "lbsgd: a sampler gives the batches of epoch 0 again, in the same order"
     ] * times
 
 

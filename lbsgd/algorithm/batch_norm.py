@@ -60,7 +60,7 @@ def convert_batch_norm(
 def require_modules(model: nn.Module) -> None:
     """Raise ValueError for a trained batch norm in TorchScript or in torch.export's graph: it has no class to change.
 
-    A frozen one, as in a teacher network, may stay.
+    A frozen one in TorchScript, as in a teacher network, may stay, and so may one that a graph has in evaluation mode.
     """
     for name, module in model.named_modules():
         in_torchscript = isinstance(module, torch.jit.ScriptModule) and "BatchNorm" in module.original_name

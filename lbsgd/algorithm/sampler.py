@@ -38,6 +38,8 @@ class SharedShuffleSampler(Sampler[list[int]]):
     or if a launcher has started several processes, but they have no process group.
     """
 
+    watched = False  # whether set_epoch was called, or `parts_for` watches whether it is
+
     def __init__(
         self,
         num_images: int,
@@ -68,7 +70,7 @@ class SharedShuffleSampler(Sampler[list[int]]):
         self.begun: Pass | None = None
         self.given = 0  # batches given in all passes
         self.set_epoch(0)
-        self.watched = False  # whether set_epoch was called, or `parts_for` watches whether it is
+        self.watched = False
 
     def set_epoch(self, epoch: int, first_iteration: int = 0) -> None:
         """Choose the next epoch, from first_iteration on."""
@@ -89,8 +91,8 @@ class SharedShuffleSampler(Sampler[list[int]]):
             self.watched = True
             if self.cut["rank"] == 0:
                 warnings.warn(
-                    "lbsgd: another epoch takes the batches of epoch 0 in the same order; call"
-                    " sampler.set_epoch(epoch) before each",
+                    "lbsgd: a sampler gives the batches of epoch 0 again, in the same order; call"
+                    " sampler.set_epoch(epoch) before each epoch of training",
                     stacklevel=2,
                 )
         batches = self.batches.tolist()  # of the epoch set by the time of the first batch; Lightning sets it late

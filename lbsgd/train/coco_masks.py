@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from lbsgd.algorithm.mask_rcnn import PerForwardMaskRCNN
 from lbsgd.errors import missing_pycocotools
 
 OUTLINES = "outlines"  # the run lengths, in place of torchvision's "masks"
@@ -28,15 +29,19 @@ Size = tuple[int, int]
 
 @contextlib.contextmanager
 def outlines_for_masks(network: Any) -> Iterator[None]:
-    """Inside, the torchvision detectors of a network return `OUTLINES` instead of masks pasted into the image."""
-    transforms = [part for part in network.modules() if isinstance(part, GeneralizedRCNNTransform)]
-    for transform in transforms:
-        transform.postprocess = partial(postprocessed, transform)
+    """Inside, a network or an engine's network returns `OUTLINES` instead of masks pasted into the image.
+
+    A network of any other class than these two, or around them, may use its masks, and still returns them.
+    """
+    detector = getattr(network, "module", network)
+    if type(detector) not in (MaskRCNN, PerForwardMaskRCNN):
+        yield
+        return
+    detector.transform.postprocess = partial(postprocessed, detector.transform)
     try:
         yield
     finally:
-        for transform in transforms:
-            del transform.postprocess
+        del detector.transform.postprocess
 
 
 def postprocessed(transform: Any, result: list[Detected], resized: list[Size], sizes: list[Size]) -> list[Detected]:

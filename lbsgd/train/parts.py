@@ -138,12 +138,14 @@ def convert_network(model: torch.nn.Module, plan: Plan, implementation: Implemen
 
 
 def require_wide(model: nn.Module, plan: Plan) -> None:
-    """Raise ConfigError for trained weights of half precision, unless fp16 keeps float32 copies of them.
+    """Raise ConfigError for trained weights of half precision, unless fp16 or ZeRO keeps float32 copies of them.
 
     Without such copies an update that is less than half of a weight's last bit is lost.
     """
+    if plan.precision == "fp16" or plan.zero_stage:
+        return
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.element_size() < 4 and plan.precision != "fp16":
+        if parameter.requires_grad and parameter.element_size() < 4:
             raise ConfigError(
                 f"{name} of the network is {str(parameter.dtype).removeprefix('torch.')}, which rounds most updates"
                 f" away; call .float() on the network first: {plan.precision} keeps its weights in float32"

@@ -21,7 +21,7 @@ def watch_passes(engine: Any, plan: Plan) -> None:
     if engine.global_rank == 0:
         watch_backward_and_step(engine, Told(), max(2, plan.accumulation_steps))
         watch_zero_grad(engine, Told())
-        watch_images(engine.module, Told(), plan.micro_batch)
+        watch_images(engine, Told(), plan.micro_batch)
 
 
 class Told:
@@ -33,7 +33,7 @@ class Told:
     def __call__(self, words: str) -> None:
         if not self.told:
             self.told = True
-            warnings.warn(f"lbsgd: {words}", stacklevel=3)  # at the line that calls the engine
+            warnings.warn(f"lbsgd: {words}", stacklevel=3)  # at the line that calls the engine's method
 
 
 def watch_backward_and_step(engine: Any, tell: Callable[[str], None], enough: int) -> None:
@@ -42,16 +42,18 @@ def watch_backward_and_step(engine: Any, tell: Callable[[str], None], enough: in
     Torch's loops step only in the last pass of an update. With p passes per update, they would update p times too
     rarely. If a loop steps in each pass and again in the last, the schedule runs ahead of the images.
     """
-    backward, step = engine.backward, engine.step
+    forward, backward, step = engine.forward, engine.backward, engine.step
     stepped = False  # whether nothing came after the last step
 
-    def watched_forward(*_: Any) -> None:  # at stages 1 and 2 loss.backward() may follow it
+    def watched_forward(*arguments: Any, **options: Any) -> Any:  # at stages 1 and 2 loss.backward() may follow it
         nonlocal stepped
         stepped = False
+        return forward(*arguments, **options)
 
     def watched_backward(*arguments: Any, **options: Any) -> Any:
         nonlocal stepped
         stepped = False
+        result = backward(*arguments, **options)  # a pass that raises counts for nothing
         if not engine.inside_no_sync_ctxt:
             engine.passes_without_step += 1
             if engine.passes_without_step == enough:
@@ -60,7 +62,7 @@ def watch_backward_and_step(engine: Any, tell: Callable[[str], None], enough: in
                     " engine.backward(loss), with the sum of a pass's losses: it counts the passes, and moves the"
                     " weights in the last one of an update"
                 )
-        return backward(*arguments, **options)
+        return result
 
     def watched_step(*arguments: Any, **options: Any) -> Any:
         nonlocal stepped
@@ -72,8 +74,7 @@ def watch_backward_and_step(engine: Any, tell: Callable[[str], None], enough: in
         stepped, engine.passes_without_step = True, 0
         return step(*arguments, **options)
 
-    engine.module.register_forward_pre_hook(watched_forward)
-    engine.backward, engine.step = watched_backward, watched_step
+    engine.forward, engine.backward, engine.step = watched_forward, watched_backward, watched_step
 
 
 def watch_zero_grad(engine: Any, tell: Callable[[str], None]) -> None:
@@ -95,17 +96,18 @@ def watched_zero_grad(engine: Any, zero_grad: Callable[..., Any], tell: Callable
     return watched
 
 
-def watch_images(module: torch.nn.Module, tell: Callable[[str], None], micro_batch: int) -> None:
-    """Tell of a training forward of another number of images, if the network is given a tensor of them."""
+def watch_images(engine: Any, tell: Callable[[str], None], micro_batch: int) -> None:
+    """Tell of a training forward of another number of rows than the micro batch, if the engine is given a tensor."""
+    forward, module = engine.forward, engine.module
 
-    def watched(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-        if not (module.training and torch.is_grad_enabled() and inputs and isinstance(inputs[0], torch.Tensor)):
-            return
-        if (rows := inputs[0].shape[:1]) and rows[0] != micro_batch:
-            tell(
-                f"the network is given {rows[0]} rows in a pass, and the learning rate is for the plan's micro batch"
-                f" of {micro_batch} images; give DataLoader a SharedShuffleSampler with plan.global_batch and"
-                " plan.micro_batch as batch_sampler"
-            )
+    def watched(*inputs: Any, **named: Any) -> Any:
+        if module.training and torch.is_grad_enabled() and inputs and isinstance(inputs[0], torch.Tensor):
+            if (rows := inputs[0].shape[:1]) and rows[0] != micro_batch:
+                tell(
+                    f"the engine is given {rows[0]} rows in a pass; if each is an image, the learning rate is for the"
+                    f" plan's micro batch of {micro_batch}: give DataLoader a SharedShuffleSampler with"
+                    " plan.global_batch and plan.micro_batch as batch_sampler"
+                )
+        return forward(*inputs, **named)
 
-    module.register_forward_pre_hook(watched)
+    engine.forward = watched

@@ -33,6 +33,8 @@ def about_pass(returned: Any, names: Sequence[str]) -> str | None:
         return f"returned {described(loss)} as its loss, and not a tensor without dimensions"
     if not loss.requires_grad:
         return "returned a loss that does not depend on the weights, or was detached from them"
+    if isinstance(counts, torch.Tensor) and counts.dim() == 1:
+        counts = counts.unbind()
     if not isinstance(counts, (tuple, list)) or len(counts) != len(names):
         return f"returned {described(counts)} as its counts"
     for name, count in zip(names, counts, strict=True):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -150,9 +151,11 @@ class Threads:
 def end(jobs: queue.SimpleQueue[Job | None], threads: Sequence[threading.Thread]) -> None:
     """End the threads of phases once they have no more work."""
     jobs.put(None)
+    if threading.current_thread() in threads:  # Python has freed the object there, and this thread must go on to end
+        return
+    deadline = time.monotonic() + CLOSE_SECONDS
     for thread in threads:
-        if thread is not threading.current_thread():  # in which Python may have freed the object that they end with
-            thread.join(CLOSE_SECONDS)
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def work(phase: Phase, jobs: queue.SimpleQueue[Job | None], rest: queue.SimpleQueue[Job | None] | None) -> None:
