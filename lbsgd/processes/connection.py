@@ -23,6 +23,7 @@ ATTEMPT_SECONDS = 5.0  # to connect
 TOLD_AFTER_SECONDS = 20.0  # of waiting for an unknown name
 ADDRESSES_IPV6 = Path("/proc/net/if_inet6")
 LOOPBACK_SCOPE, LINK_SCOPE = "10", "20"  # its fourth column
+ALL_IPV4 = "0.0.0.0"  # a listener there is reached at each IPv4 address of its host
 MEETING = "the meeting of all processes"
 
 
@@ -64,11 +65,14 @@ def serve(address: str, port: int, processes: Processes, timeout_seconds: float)
     """
     listener = own_listener(address, port, processes)
     # This process reaches the store even if the address leads elsewhere, which `unreachable` then tells.
-    here = "localhost" if listener is None else address if is_loopback(address) else "127.0.0.1"
+    here = "localhost"
+    if listener:
+        bound, port = listener.getsockname()[:2]
+        here = "127.0.0.1" if bound == ALL_IPV4 else bound
     try:
         return TCPStore(
             here,
-            listener.getsockname()[1] if listener else port,
+            port,
             is_master=True,
             wait_for_workers=False,
             timeout=timedelta(seconds=timeout_seconds / 3),
@@ -96,7 +100,7 @@ def own_listener(address: str, port: int, processes: Processes) -> socket.socket
     if processes.world_size == processes.local_world_size and is_loopback(address):
         family, *_, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
     elif is_reached_by_ipv4(address):
-        family, place = socket.AF_INET, ("", port)
+        family, place = socket.AF_INET, (ALL_IPV4, port)
     else:
         return None
     try:

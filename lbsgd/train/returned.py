@@ -76,7 +76,7 @@ def is_json(value: Any) -> bool:
 
 
 def described(value: Any) -> str:
-    """Return what a value is, for an error: its type, with the shape or the number of values."""
+    """Return the type of a value in words, with its shape or its number of values."""
     kind = type(value).__name__
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
