@@ -611,6 +611,19 @@ def of_torchs_batch_norms():
     }
 
 
+def of_buffers(rank):
+    """The warnings about the buffers of other layers, made different where the name says so."""
+    kept = nn.Module()
+    kept.register_buffer("mine", torch.tensor(rank), persistent=False)
+    kept.register_buffer("all's", torch.tensor([[1 + 2j]]))
+    tracking = nn.Sequential(nn.Conv2d(3, 5, 1), nn.InstanceNorm2d(5, track_running_stats=True))
+    alike = complaints(nn.Sequential(tracking, kept))
+    tracking(images(4, 3, 4, 4, seed=rank))
+    counted = nn.Linear(2, 2)
+    counted.register_buffer("seen", torch.zeros((), dtype=torch.bool) if rank else torch.ones((), dtype=torch.bool))
+    return {"alike": alike, "statistics": complaints(tracking), "a bool": complaints(counted)}
+
+
 def recomputed(rank, share):
     """Recompute over 32 images: process 0 has the first `share` of them, process 1 the rest."""
     layer = PerWorkerBatchNorm2d(5, per_worker_batch=N)
@@ -657,6 +670,7 @@ def one_process(rank, folder):
         **{statistics: agreed(rank, statistics) for statistics in get_args(Statistics)},
         "EMA": averaged([images(32, seed=seed) for seed in range(2)], rank),
         "torch's": of_torchs_batch_norms(),
+        "buffers": of_buffers(rank),
         "shared": recomputed(rank, share=8),
         "all by one": recomputed(rank, share=0),
         "together": normalised_together(rank),
@@ -701,6 +715,15 @@ def test_a_trained_batch_norm_whose_statistics_stay_apart_is_named(two_processes
         assert said.startswith("agree_statistics leaves 1, a BatchNorm2d, as each process has it") and "\n" not in said
         assert evaluated.startswith("agree_statistics leaves 0, a BatchNorm2d")
         assert not any(found.values()), found
+
+
+def test_a_buffer_that_differs_between_processes_is_named(two_processes):
+    for results in two_processes:
+        found = results["buffers"]
+        [statistics], [seen] = found["statistics"], found["a bool"]
+        assert statistics.startswith("1.running_mean of the network differs between processes. agree_statistics makes")
+        assert seen.startswith("seen of the network differs") and "\n" not in seen
+        assert not found["alike"]
 
 
 @pytest.mark.parametrize("shares", ["shared", "all by one"])

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lbsgd.algorithm.apart import warn_of_buffers_left_apart, warn_of_statistics_left_apart
 from lbsgd.algorithm.batch_norm_moves import Kept, Move, move_together
 from lbsgd.algorithm.choices import Scope, Statistics
 from lbsgd.algorithm.compiled_record import exporting, numbered, record_moments
-from lbsgd.algorithm.foreign_batch_norm import warn_of_statistics_left_apart
 from lbsgd.algorithm.grouped_norm import at_least_float32
 from lbsgd.algorithm.network_forwards import NetworkForwards, within_backward
 from lbsgd.algorithm.process_group import world_size
@@ -151,12 +151,14 @@ def agree_statistics(model: nn.Module) -> None:
     "first_worker" takes process 0's. Otherwise r becomes the mean over the processes p. Averaging this late loses
     nothing: r_p ← (1 − m)·r_p + m·s_p is linear, so mean_p(r_p) moves by mean_p(s_p). That is the mean over all k
     workers, because every process holds equally many. One process with all k workers would hold the same.
-    Any other batch norm stays as it is; warns if one is trained.
+    Any other batch norm or buffer stays as it is. Warns if such a batch norm is trained, or if such a buffer of the
+    network differs between processes.
     """
     require_type(model, nn.Module, *A_NETWORK)
     if world_size() == 1:
         return
     warn_of_statistics_left_apart(model)
+    warn_of_buffers_left_apart(model)
     layers = _tracking_layers(model)
     if first := [layer for layer in layers if layer.statistics == "first_worker"]:
         flat = _running_statistics(first)

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from lbsgd.algorithm.apart import foreign_batch_norms
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.batch_norm_statistics import RunningStatistics
 from lbsgd.algorithm.choices import Implementation
-from lbsgd.algorithm.foreign_batch_norm import foreign_batch_norms
 from lbsgd.algorithm.process_group import world_size
 from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups

@@ -1,0 +1,72 @@
+"""What no collective call makes equal on all processes: other batch norms than ours, and other layers' buffers."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lbsgd.algorithm.process_group import world_size
+
+
+def foreign_batch_norms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+    """Yield the name and module of each batch norm that is not a `PerWorkerBatchNorm`."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, _BatchNorm) and not hasattr(layer, "per_worker_batch"):
+            yield name, layer
+
+
+def warn_of_statistics_left_apart(model: nn.Module) -> None:
+    """Warn of the first trained batch norm that is not per worker, unless it sees all processes' images anyway."""
+    for name, layer in foreign_batch_norms(model):
+        trained = layer.training or any(parameter.requires_grad for parameter in layer.parameters())
+        if trained and layer.running_mean is not None and not isinstance(layer, nn.SyncBatchNorm):
+            warnings.warn(
+                f"agree_statistics leaves {name or 'the model'}, a {type(layer).__name__}, as each process has it: it"
+                " is no per-worker batch norm; call parts_for or convert_batch_norm before training",
+                stacklevel=4,  # skips agree_statistics and its no_grad
+            )
+            return
+
+
+def warn_of_buffers_left_apart(model: nn.Module) -> None:
+    """Warn of the first buffer of another layer that differs between processes; a collective call if there are any.
+
+    So do the statistics of an InstanceNorm that tracks them. A checkpoint would hold one process's buffers, and give
+    them to all.
+    """
+    mine = {name: _checksum(buffer) for name, buffer in _other_buffers(model)}
+    if not mine:
+        return
+    found: list[dict[str, int]] = [{} for _ in range(world_size())]
+    dist.all_gather_object(found, mine)
+    if name := next((name for name in mine if any(each.get(name, mine[name]) != mine[name] for each in found)), None):
+        warnings.warn(
+            f"{name} of the network differs between processes. agree_statistics makes only batch norms equal, so"
+            " evaluations use each process's own, and checkpoints hold process 0's: make it equal in the network, or"
+            " keep no such buffer (an InstanceNorm with track_running_stats=False)",
+            stacklevel=4,  # skips agree_statistics and its no_grad
+        )
+
+
+def _other_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the buffers that a state_dict holds, but for those of batch norms and those that are spread over devices.
+
+    Buffers outside of it, such as caches, are lost at each restart anyway.
+    """
+    for path, layer in model.named_modules():
+        if isinstance(layer, _BatchNorm):
+            continue
+        for name, buffer in layer._buffers.items():
+            plain = type(buffer) is torch.Tensor and buffer.layout is torch.strided and not buffer.is_quantized
+            if plain and name not in layer._non_persistent_buffers_set:
+                yield f"{path}.{name}".lstrip("."), buffer
+
+
+def _checksum(buffer: torch.Tensor) -> int:
+    return zlib.crc32(buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
