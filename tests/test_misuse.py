@@ -232,6 +232,9 @@ TOP1_ALONE = {TOP1.key: 20.0}
         (TOP1_ALONE | {"val_loss": torch.ones(2)}, "returned a tensor of shape (2,) as val_loss; return a number"),
         (TOP1_ALONE | {"val_loss": np.float32(1)}, "returned a value of type float32 as val_loss; return a number"),
         (TOP1_ALONE | {0: 1.0}, "returned the key 0; give each number a name"),
+        (TOP1_ALONE | {"val_loss": "2.3"}, "returned a value of type str as val_loss; return a number"),
+        (TOP1_ALONE | {"epoch": 3}, "returned the key epoch, which the log has from the trainer; give that number"),
+        (TOP1_ALONE | {"train_top1_error_pct": 3}, "returned the key train_top1_error_pct, which the log has from the"),
     ],
 )
 def test_an_evaluation_that_is_none_is_one_line(found, words):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from numbers import Real
 from typing import Any
 
@@ -11,6 +11,12 @@ import torch
 
 from lbsgd.errors import ConfigError
 from lbsgd.train.task import Task
+
+# What the trainer itself writes beside an evaluation's numbers, in the same line of the log.
+OF_THE_TRAINER = frozenset(
+    "kind epoch iteration lr train_loss seconds images_per_second skipped_iterations peak_memory_bytes"
+    " peak_reserved_bytes".split()
+)
 
 
 def require_loss(returned: Any, task: Task) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
@@ -47,13 +53,14 @@ def about_pass(returned: Any, names: Sequence[str]) -> str | None:
 
 def require_evaluation(found: Any, task: Task) -> dict[str, Any]:
     """Return an evaluation's numbers. Raises ConfigError if they are not what `Task.evaluate` returns."""
-    if complaint := about_evaluation(found, [measure.key for measure in task.judged_by]):
+    taken = OF_THE_TRAINER | {f"train_{name}_pct" for name in task.counts}
+    if complaint := about_evaluation(found, [measure.key for measure in task.judged_by], taken):
         raise ConfigError(f"evaluate of the recipe's task {type(task).__name__} {complaint}")
     return dict(found)
 
 
-def about_evaluation(found: Any, judged_by: Sequence[str]) -> str | None:
-    """Say what is wrong with an evaluation that is judged by these keys."""
+def about_evaluation(found: Any, judged_by: Sequence[str], taken: Set[str]) -> str | None:
+    """Say what is wrong with an evaluation that is judged by these keys. taken: keys of the trainer's own numbers."""
     if not isinstance(found, Mapping):
         return f"returned {described(found)}; return a dict of numbers, with the keys {', '.join(judged_by)}"
     if missing := [key for key in judged_by if key not in found]:
@@ -61,7 +68,9 @@ def about_evaluation(found: Any, judged_by: Sequence[str]) -> str | None:
     for key, value in found.items():
         if not isinstance(key, str):
             return f"returned the key {key!r}; give each number a name"
-        if key in judged_by and not isinstance(value, (Real, type(None))) or not is_json(value):
+        if key in taken:
+            return f"returned the key {key}, which the log has from the trainer; give that number another name"
+        if key in (*judged_by, "val_loss") and not isinstance(value, (Real, type(None))) or not is_json(value):
             return f"returned {described(value)} as {key}; return a number, as with float() or tolist()"
     return None
 
