@@ -70,6 +70,7 @@ def sampler(num_images, **changed):
         (lambda: lbsgd.scaled_lr(256, 0.1, 0), "base_batch is 0, and must be a number of at least 1"),
         (lambda: lbsgd.scaled_lr(256, float("nan"), 256), "base_lr is nan, and must be a number of at least 0"),
         (lambda: lbsgd.learning_rate(-1, PLAN.schedule), "update -1 is before the first, which is update 0"),
+        (lambda: lbsgd.LargeMinibatchSGD(decay_epochs=30), "decay_epochs is of type int; give a tuple, (30,) for a"),
         (lambda: lbsgd.Schedule(0.1, float("inf")), "reference_lr is inf, and must be"),
         (lambda: lbsgd.Schedule(0.1, 0.1, decay_iterations=(5, -5)), "a point of decay_iterations is -5, and must be"),
         (lambda: lbsgd.Schedule(0.1, 0.1, decay_factor=-0.1), "decay_factor is -0.1, and must be"),

@@ -79,6 +79,14 @@ def test_a_decay_that_would_raise_the_learning_rate_is_refused():
     assert learning_rate(9, Schedule(0.1, 3.2, decay_iterations=(5,), decay_factor=1)) == 3.2
 
 
+def test_a_decay_inside_the_warmup_is_refused():
+    for decays in [(30, 60), [60, 30]]:
+        with pytest.raises(ValueError, match="^the decay at epoch 30 is inside the 50 of warmup$"):
+            lbsgd.LargeMinibatchSGD(warmup_epochs=50, decay_epochs=decays)
+    lbsgd.LargeMinibatchSGD(warmup_epochs=30), lbsgd.LargeMinibatchSGD(warmup_epochs=5, decay_epochs=())
+    lbsgd.LargeMinibatchSGD(warmup_epochs=50, target_batch_size=256)  # has no warmup
+
+
 def test_a_decay_point_and_a_warmup_inside_an_epoch_are_the_nearest_iteration():
     rule = lbsgd.LargeMinibatchSGD(0.1, 256, 512, warmup_epochs=0.29, decay_epochs=(0.57, 2.3))
     schedule = rule.schedule(100)  # 0.57 * 100 = 56.99999999999999 and 0.29 * 100 = 28.999999999999996

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lbsgd.errors import require_number
+from lbsgd.errors import require_number, require_type
 
 ScalingRule = Literal["linear", "sqrt", "fixed"]
 WarmupKind = Literal["gradual", "constant", "none"]
@@ -98,7 +98,8 @@ class LargeMinibatchSGD:
         rule.warmup_schedule(epoch, iteration, iters_per_epoch)   # the lr of that update, both counted from 0
 
     Up to base_batch_size images there is no warmup. This class updates no weights; `MomentumCorrectedSGD` does.
-    Raises ValueError for a batch below 1, a decay_factor above 1, and any other number that is negative or not finite.
+    Raises ValueError for a batch below 1, a decay_factor above 1, a decay inside the warmup, and any other number that
+    is negative or not finite.
     """
 
     def __init__(
@@ -115,7 +116,10 @@ class LargeMinibatchSGD:
         self.warmup_epochs = warmup_epochs if target_batch_size > base_batch_size else 0
         self.decay_epochs, self.decay_factor = decay_epochs, decay_factor
         require_number(warmup_epochs, "warmup_epochs")
+        require_type(decay_epochs, (tuple, list), "decay_epochs", "give a tuple, (30,) for a single decay")
         self.schedule(iters_per_epoch=1)  # checks all other numbers
+        if decay_epochs and min(decay_epochs) < self.warmup_epochs:
+            raise ValueError(f"the decay at epoch {min(decay_epochs):g} is inside the {warmup_epochs:g} of warmup")
 
     @property
     def scaled_lr(self) -> float:
