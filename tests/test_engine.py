@@ -26,6 +26,7 @@ from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.train.deepspeed_setup import require_real
 from lbsgd.train.engine import start_processes
 from lbsgd.train.engine_state import SCALER_FIELDS, gather_state, restore_state, to_host
+from lbsgd.train.parts import require_network
 from lbsgd.train.trained import every_parameter
 
 
@@ -408,6 +409,14 @@ def test_weights_that_have_no_values_yet_are_refused_before_an_optimizer_takes_t
         lbsgd.initialize(model, recipe())
     with pytest.raises(ConfigError, match="0.weight of the network has no values yet"):
         lbsgd.parts_for(model, Plan.read(recipe(), 1))
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Embedding, torch.nn.EmbeddingBag])
+def test_a_trained_layer_with_sparse_gradients_is_refused_in_one_line(layer):
+    words = torch.nn.Sequential(layer(4, 2, sparse=True))
+    with pytest.raises(ConfigError, match=f"^0 is an {layer.__name__} with sparse gradients, .* sparse=False$"):
+        require_network(words)
+    require_network(words.requires_grad_(False)), require_network(layer(4, 2))
 
 
 class Own(torch.nn.BatchNorm2d):

@@ -170,9 +170,9 @@ def build_optimizer(model: torch.nn.Module, plan: Plan, fused: bool = True) -> M
 
 
 def require_network(model: nn.Module) -> None:
-    """Raise ConfigError if this is not a network, or has weights without values.
+    """Raise ConfigError if this is not a network, has weights without values, or makes sparse gradients.
 
-    The optimizer would keep such weights while the network gets others.
+    The optimizer would keep weights without values while the network gets others. Weight decay makes gradients dense.
     """
     require_type(model, nn.Module, "the network", "give a torch.nn.Module, then the plan or its JSON")
     for name, parameter in model.named_parameters():
@@ -180,4 +180,10 @@ def require_network(model: nn.Module) -> None:
             raise ConfigError(
                 f"{name} of the network has no values yet: move it from the meta device by to_empty and load or draw "
                 "them, or run one forward where its layers are lazy, and do that before lbsgd is given the network"
+            )
+    for name, layer in model.named_modules():
+        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.sparse and layer.weight.requires_grad:
+            raise ConfigError(
+                f"{name or 'the network'} is an {type(layer).__name__} with sparse gradients, which SGD with momentum "
+                "and weight decay cannot use; build it with sparse=False"
             )
