@@ -50,18 +50,6 @@ class Branched(nn.Module):
         return self.extra(logits) if dist.get_rank() == 0 else logits
 
 
-class Looked(nn.Module):
-    """A table whose rows are looked up, different ones on each process, with sparse gradients or dense ones."""
-
-    def __init__(self, sparse):
-        super().__init__()
-        torch.manual_seed(0)
-        self.table, self.head = nn.Embedding(30, 8, sparse=sparse), nn.Linear(8, 5)
-
-    def forward(self, images):
-        return self.head(self.table((images.flatten(1)[:, :3].abs() * 10).long().clamp(max=29)).mean(1))
-
-
 def overflow(engine, loss):
     """Iterations 1 and 3 overflow, on rank 0 only."""
     broken = engine.global_steps in (1, 3) and dist.get_rank() == 0
@@ -102,8 +90,6 @@ def two():
     # ZeRO keeps weights in NCHW, in which a convolution has other bits.
     pairs["unused, NCHW"] = parameters(in_plain_layout(config(2, block=OURS), model=Branched()))
     pairs["unused, stage 1"] = parameters(run(config(2, stage=1, block=OURS), model=Branched()))
-    sparse = config(2, passes=2, block=OURS)
-    pairs["sparse"] = [parameters(run(sparse, model=Looked(is_sparse))) for is_sparse in (False, True)]
     return pairs | {"events": events(), "started in": passes_that_start(), "wait": waited(), "zero": zeros_part()}
 
 
@@ -181,12 +167,6 @@ def test_a_parameter_that_one_process_does_not_use_is_the_mean_with_zero(of_two)
     (expected, _), *ours = of_two[0]["unused"]
     assert all(same_bits(expected, weights) for weights, _ in ours)
     assert same_bits(of_two[0]["unused, NCHW"], of_two[0]["unused, stage 1"])
-
-
-def test_sparse_gradients_are_aggregated_as_dense_ones(of_two):
-    dense, sparse = of_two[0]["sparse"]
-    torch.testing.assert_close(sparse, dense, rtol=1e-5, atol=1e-7)  # rows that come twice are added in another order
-    assert same_bits(sparse, of_two[1]["sparse"][1])
 
 
 def test_the_first_bucket_starts_before_the_first_layers_gradient_exists(of_two):

@@ -50,7 +50,7 @@ class Bucket:
                 grads.append(parameter.grad)
         self.wait_for_streams(grads)
         if views:
-            torch._foreach_copy_(views, [grad.to_dense() if grad.is_sparse else grad for grad in grads])
+            torch._foreach_copy_(views, grads)
         if missing:
             torch._foreach_zero_(missing)
         for parameter, view in zip(self.parameters, self.views, strict=True):
@@ -62,8 +62,7 @@ class Bucket:
             for stream in others:
                 here.wait_stream(stream)
             for grad in grads:
-                for part in (grad._indices(), grad._values()) if grad.is_sparse else (grad,):
-                    part.record_stream(here)  # which a sparse tensor itself does not know
+                grad.record_stream(here)
 
     def empty(self) -> None:
         """Expect all gradients again."""
