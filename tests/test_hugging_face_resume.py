@@ -3,6 +3,9 @@
 A second run of the same Trainer begins without the first one's momentum.
 """
 
+import warnings
+from unittest.mock import patch
+
 import pytest
 import torch
 from oracle import BOUND, distance
@@ -12,6 +15,7 @@ from test_libraries import Named, Recorder, WithLoss, config_of, floats
 import lbsgd
 from lbsgd.config.libraries.needs import needs_of
 from lbsgd.train.engine import start_processes
+from lbsgd.train.hugging_face import _EpochLoader
 
 STOPPED, UPDATES = 3, 6  # an epoch has two updates
 CASES = [  # with DeepSpeed, form of momentum, ZeRO stage
@@ -55,8 +59,10 @@ def train(folder, config, with_deepspeed, checkpoint=None):
         for parameter in model.parameters():
             torch.nn.init.zeros_(parameter)
     trainer = make_trainer(folder, config, with_deepspeed, dataset, model)
-    with Recorder() as recorder:
+    with Recorder() as recorder, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         trainer.train(resume_from_checkpoint=checkpoint)
+    assert not [each.message for each in caught if "lbsgd: " in str(each.message)]
     return floats(trainer.model.state_dict()), dataset.asked, recorder.lrs
 
 
@@ -86,19 +92,28 @@ def test_in_the_middle_of_an_epoch_images_learning_rates_and_momentum_go_on(tmp_
             assert distance(weights, found[0][0][0]) < BOUND, case
 
 
-def trained_twice(folder):
-    """The weights after each of two runs of one Trainer without DeepSpeed, from the same first weights."""
+def trained_again(folder):
+    """The weights and lbsgd's warnings after each of three runs of one Trainer, from the same first weights.
+
+    The third run does not tell the loader its epochs.
+    """
     start_processes()
-    model, ends = WithLoss(), []
+    model, ends, told = WithLoss(), [], []
     trainer = make_trainer(folder, config_of(), False, Watched(), model)
     first = {name: value.clone() for name, value in model.state_dict().items()}
-    for _ in range(2):
+    for announce in (_EpochLoader.set_epoch, _EpochLoader.set_epoch, lambda *_: None):
         model.load_state_dict(first)
-        trainer.train()
+        with patch.object(_EpochLoader, "set_epoch", announce), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.train()
         ends.append({name: value.clone() for name, value in floats(model.state_dict()).items()})
-    return ends
+        told.append([str(each.message) for each in caught if "lbsgd" in str(each.message)])
+    return ends, told
 
 
-def test_a_second_run_of_a_trainer_begins_without_momentum(tmp_path):
-    [(once, again)] = in_processes(1, trained_twice, str(tmp_path))
+def test_a_second_run_of_a_trainer_begins_without_momentum_and_epochs_that_repeat_are_told(tmp_path):
+    [((once, again, _), told)] = in_processes(1, trained_again, str(tmp_path))
     assert distance(again, once) == 0.0
+    assert told[:2] == [[], []]
+    [said] = told[2]
+    assert said.startswith("lbsgd: another epoch takes the batches of epoch 2 in the same order")

@@ -23,7 +23,7 @@ from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.config.libraries.needs import needs_of
 from lbsgd.config.plan import Plan, require_plan
 from lbsgd.errors import ConfigError
-from lbsgd.train.parts import Parts, parts_for, require_images
+from lbsgd.train.parts import Parts, parts_around, parts_for, require_images
 
 
 class LargeMinibatchTrainer:
@@ -80,7 +80,7 @@ class LargeMinibatchTrainer:
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self._parts = None
+            self._parts = parts_around(self.parts.sampler, self.model, self.plan)  # the loader has this sampler already
             self.optimizer = self.parts.optimizer
         return self.optimizer
 

@@ -65,6 +65,11 @@ def parts_for(model: nn.Module, plan: Plan, num_images: int | None = None) -> Pa
         micro_batch=plan.micro_batch,
         seed=plan.recipe.seed,
     )
+    return parts_around(sampler, model, plan)
+
+
+def parts_around(sampler: SharedShuffleSampler, model: nn.Module, plan: Plan) -> Parts:
+    """Return the parts of `parts_for` with a sampler that a loader has already."""
     convert_network(model, plan)
     optimizer = build_optimizer(model, plan, fused=False)  # FSDP2's parameters have no such kernel
     scheduler = LargeMinibatchLR(optimizer, plan.schedule)
