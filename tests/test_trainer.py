@@ -511,6 +511,19 @@ def test_the_noise_is_in_the_record_of_each_iteration_that_measured_it(tmp_path)
     assert ["noise_scale" in record for record in ours.reporter.log.iterations] == [True, False, True, False]
 
 
+def test_a_measurement_of_the_noise_is_logged_at_its_own_iteration_however_rarely_records_are_written(tmp_path):
+    ours = trainer(tmp_path, iterations=8, steps_per_print=5)
+    ours.noise.every = 3
+    ours.train(last_iteration=8)
+    records = ours.reporter.log.iterations
+    assert [(record["iteration"], "noise_scale" in record) for record in records] == [
+        (0, True),
+        (3, True),
+        (5, False),
+        (6, True),
+    ]
+
+
 def test_only_on_several_processes_is_there_a_wait_for_aggregation(tmp_path):
     ours = trainer(tmp_path)
     for world_size in (1, 2):
