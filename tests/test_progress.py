@@ -7,6 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
+from lbsgd.report.measure import CLASSIFIER
 from lbsgd.train import progress as module
 from lbsgd.train.progress import Progress, Screen
 
@@ -88,6 +89,14 @@ def test_what_the_log_holds_as_null_is_shown_as_a_dash(capsys):
     with Progress(165, 11) as progress:
         progress.iteration(iteration(0, train_loss=None, images_per_second=None, data_wait_pct=None))
     assert "loss -  - images/s  waiting - %" in capsys.readouterr().out
+
+
+def test_what_training_does_not_count_is_left_out_of_an_epoch_s_line(capsys):
+    with Progress(10, 5, judged_by=CLASSIFIER) as progress:
+        progress.epoch(
+            {"epoch": 1, "train_loss": 2.0, "val_top1_error_pct": 40.0, "seconds": 1, "images_per_second": 9}
+        )
+    assert "error 40.00 %" in capsys.readouterr().out
 
 
 def test_time_left_is_that_of_the_whole_run_and_leaves_the_slow_first_iteration_out(clock):

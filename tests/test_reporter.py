@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 from grid_logs import DIGITS, write_log
@@ -32,8 +33,22 @@ def test_a_monitor_gets_numbers_alone():
     engine = SimpleNamespace(device="cpu", monitor=monitor, global_samples=64)
     record = {"epoch": 1, "val_box_ap": 3.5, "val_box_ap_small": None, "weight_to_gradient": {"fc": 2.0}}
     record |= {"iteration": 16, "num_iterations": 8}  # used for its axis
+    record |= {"note": "text", "of_classes": [1.0, 2.0], "seen": np.float32(2)}  # a recipe's evaluation may return them
     Reporter(Records(), Records(), engine).report("epoch", record)
-    assert events == [("lbsgd/val_box_ap", 3.5, 64)]
+    assert events == [("lbsgd/val_box_ap", 3.5, 64), ("lbsgd/seen", 2, 64)]
+
+
+def test_a_monitor_that_cannot_write_ends_no_training():
+    def full(events):
+        raise OSError(28, "No space left on device")
+
+    progress = Records()
+    progress.say = (said := []).append
+    engine = SimpleNamespace(device="cpu", monitor=SimpleNamespace(enabled=True, write_events=full), global_samples=64)
+    Reporter(Records(), progress, engine).report("epoch", {"epoch": 1, "val_loss": 2.0})
+    assert said == [
+        "warning: a monitor's file could not be written ([Errno 28] No space left on device); training goes on"
+    ]
 
 
 @pytest.mark.parametrize("loss, num_warnings", [(0.7, 0), (math.nan, 1), (math.inf, 1)])

@@ -162,7 +162,7 @@ def _judged(measure: Measure, record: dict) -> str:
     """Return `error: train 12.35 %  val  9.80 %`, or `box AP 35.90` if nothing is counted in training."""
     unit = measure.unit and f" {measure.unit}"
     value = _number(record.get(measure.key), "5.2f") + unit
-    if measure.training is None:
+    if measure.training not in record:
         return f"{measure.short} {value}"
     return f"{measure.short}: train {_number(record[measure.training], '5.2f')}{unit}  val {value}"
 

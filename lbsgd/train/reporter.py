@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from lbsgd.errors import ConfigError, DataError
@@ -81,14 +82,16 @@ class Reporter:
             for warning in self.page.write(self.log.epochs):
                 self.progress.say(f"warning: {warning}")
         if self.engine.monitor.enabled:
-            self.engine.monitor.write_events(
-                [
-                    (f"lbsgd/{name}", value, self.engine.global_samples)
-                    for name, value in record.items()
-                    # Leave out numbers per layer, and average precisions without any object to find.
-                    if name not in POSITION and value is not None and not isinstance(value, dict)
-                ]
-            )
+            self.monitor(record)
+
+    def monitor(self, record: dict[str, Any]) -> None:
+        """Give DeepSpeed's monitors the record's numbers: not its texts, nor numbers per layer."""
+        numbers = {name: value for name, value in record.items() if isinstance(value, Real) and name not in POSITION}
+        events = [(f"lbsgd/{name}", value, self.engine.global_samples) for name, value in numbers.items()]
+        try:
+            self.engine.monitor.write_events(events)
+        except OSError as error:
+            self.progress.say(f"warning: a monitor's file could not be written ({error}); training goes on")
 
     def advise_on_waiting(self, waited_pct: float) -> None:
         """Say once what to change if an epoch's training waited for images."""
