@@ -1,6 +1,7 @@
 """Public functions refuse a wrong argument in one line, which says what to give instead."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -41,6 +42,10 @@ class MixinAlone(lbsgd.LargeMinibatchTrainer):
         (lambda: lbsgd.Plan.read(recipe(), "2"), "world_size is of type str; give the number of processes as an int"),
         (lambda: lbsgd.Plan.read(recipe(), 1, float("nan")), "lbsgd.num_images is NaN; give a whole number"),
         (lambda: lbsgd.Overrides(settings="lbsgd.epochs=3"), "settings is of type str; give a tuple of texts such as"),
+        (
+            lambda: lbsgd.Overrides(settings=[("lbsgd.warmup.epochs", 2)]),
+            "('lbsgd.warmup.epochs', 2) in settings is of type tuple; give a tuple of texts such as",
+        ),
         (lambda: lbsgd.convert_batch_norm(NETWORK.parameters(), 4), "the network is of type generator; give a torch"),
         (lambda: lbsgd.decay_groups(NETWORK.parameters(), 1e-4), "the network is of type generator; give a torch"),
         (lambda: lbsgd.agree_statistics(NETWORK.parameters()), "the network is of type generator; give a torch.nn"),
@@ -128,7 +133,8 @@ def test_a_network_that_another_wrapper_spreads_over_processes_is_none(wrapper):
 
 
 def test_no_overrides_and_numbers_of_numpy_are_taken():
-    assert lbsgd.Plan.read(recipe(), np.int64(1), np.int32(PLAN.num_images), None) == PLAN
+    plan = lbsgd.Plan.read(recipe(), np.int64(1), np.int32(PLAN.num_images), None)
+    assert plan == PLAN and json.dumps(plan.as_dict())
 
 
 @pytest.mark.parametrize("library", ["transformers", "accelerate", "lightning", "deepspeed"])

@@ -1,6 +1,7 @@
 """A schedule that ends after its run: `lbsgd check` and the start of the run warn, and `lbsgd config` fits it."""
 
 import pytest
+from commands import ROOT
 
 from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.commands.plan_figure import stretches
@@ -28,6 +29,15 @@ def test_decays_that_never_come_are_named(epochs, missed):
 def test_a_warmup_that_outlasts_the_run_is_told(epochs, outlasts):
     said = f"lbsgd.warmup.epochs is 5, 780 iterations of 8192 images, but the run has {156 * epochs}: no update has"
     assert any(said in line for line in warnings(epochs=epochs)) is outlasts
+
+
+def test_a_decay_before_the_first_update_is_told_also_without_a_warmup():
+    for file, unit in (("8k", "epochs"), ("detection/mask_rcnn_64", "iterations")):
+        for point, told in ((1e-5 if unit == "epochs" else 1, True), (20, False)):
+            settings = ('lbsgd.warmup={"kind": "none"}', f"lbsgd.decay.{unit}=[{point}]")
+            plan = Plan.read(ROOT / f"ds_configs/{file}.json", 8, overrides=Overrides(settings=settings))
+            said = f"lbsgd.decay.{unit} has a point before the first update: no update has the full learning rate"
+            assert any(line.startswith(said) for line in plan.warnings) is told
 
 
 def test_the_papers_schedule_fits_its_90_epochs_and_decays_may_be_moved_into_a_shorter_run():

@@ -40,6 +40,9 @@ class Given(NamedTuple):
     value: Any
 
 
+SETTINGS = "give a tuple of texts such as lbsgd.warmup.epochs=2"
+
+
 @dataclass(frozen=True)
 class Overrides:
     """Flags that replace numbers of the JSON; every number that depends on them is derived again.
@@ -61,7 +64,9 @@ class Overrides:
     def __post_init__(self) -> None:
         if self.precision not in (None, *PRECISIONS):
             raise ConfigError(f"precision is {self.precision!r}; give one of {', '.join(PRECISIONS)}")
-        require_type(self.settings, (tuple, list), "settings", "give a tuple of texts such as lbsgd.warmup.epochs=2")
+        require_type(self.settings, (tuple, list), "settings", SETTINGS)
+        for each in self.settings:
+            require_type(each, str, f"{each!r} in settings", SETTINGS)
 
     def given(self) -> list[Given]:
         """Return the values that the flags give, --set last."""

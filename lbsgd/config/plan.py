@@ -81,8 +81,9 @@ class Plan(DecidesReduction):
         require_type(source, (str, PathLike, Mapping), "the JSON", "give its path, or the parsed object")
         require_type(world_size, Integral, "world_size", "give the number of processes as an int")
         require_type(overrides, Overrides, "overrides", "give lbsgd.Overrides(...)")
+        world_size = int(world_size)  # because JSON has no numpy integers
         if isinstance(num_images, Integral) and not isinstance(num_images, bool):
-            num_images = int(num_images)  # because JSON has no numpy integers
+            num_images = int(num_images)
         if world_size < 1:
             raise ConfigError(f"world_size is {world_size}; give the number of processes, 1 or more")
         if isinstance(source, Mapping):

@@ -37,6 +37,8 @@ def one_length(epochs: Any, info: ValidationInfo) -> Any:
     """
     iterations = info.data.get("iterations")
     if epochs is None and iterations is None:
+        if info.data.get("kind") == "none":
+            return 0.0  # a warmup of no length
         raise PydanticCustomError("missing", "is missing")
     if epochs is not None and iterations is not None:
         raise ValueError(f"epochs {epochs:g} and iterations {iterations} are two lengths: give one")
@@ -148,9 +150,7 @@ class BatchNorm(_Block):
         if (self.statistics == "recomputed") != (self.statistics_images is not None):
             raise ValueError("statistics_images is needed with statistics recomputed, only there")
         if self.statistics_images is not None and self.statistics_images % self.per_worker_batch:
-            raise ValueError(
-                f"statistics_images {self.statistics_images} is no multiple of n = {self.per_worker_batch}"
-            )
+            raise ValueError(f"statistics_images {self.statistics_images} is no multiple of {self.per_worker_batch}")
         if self.scope == "all" and self.statistics != "average":
             raise ValueError(f"scope all has one set of statistics for all workers: use average, not {self.statistics}")
         return self

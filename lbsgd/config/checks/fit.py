@@ -172,7 +172,9 @@ def schedule_within_run(planned: Planned) -> Iterator[Hit]:
         return
     unit = "epochs" if recipe.iterations is None else "iterations"
     first = min([length, *decay_in_iterations(recipe, kn)])
-    if warmup >= first:
+    if first == 0:
+        yield Hit(f"lbsgd.decay.{unit}", "has a point before the first update: no update has the full learning rate")
+    elif warmup >= first:
         end = f"the run has {length}" if first == length else f"the first decay is at {first}"
         said = f"is {getattr(recipe.warmup, unit):.12g}, {warmup} iterations of {kn} images, but {end}"
         yield Hit(f"lbsgd.warmup.{unit}", f"{said}: no update has the full learning rate")
