@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -172,6 +173,16 @@ def test_an_error_before_joining_is_told_to_this_run_and_to_no_other(monkeypatch
         monkeypatch.setattr(peers_module, "meeting_point", lambda *_, store=store: store)
         tell_before_joining(Processes(1, 2, 0, 1), DataError("no such file"))
         assert bool(read(store, "failure")) == told
+
+
+def test_a_store_that_is_gone_has_nobody_to_tell(monkeypatch):
+    """Its process may have just ended. torch's error would take the place of this process's own."""
+    gone = Mock(spec=HashStore)
+    for call in ("get", "set", "check", "wait", "add", "compare_set", "multi_get"):
+        getattr(gone, call).side_effect = torch.distributed.DistNetworkError("Connection reset by peer")
+    monkeypatch.setattr(peers_module, "meeting_point", lambda *_: gone)
+    tell_before_joining(Processes(1, 2, 0, 1), DataError("no such file"))
+    assert gone.mock_calls
 
 
 @pytest.fixture

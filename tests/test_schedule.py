@@ -1,5 +1,7 @@
 """The learning rate of each update, compared with values worked out by hand from Sec. 2.1, 2.2 and 5.1."""
 
+import math
+
 import pytest
 
 import lbsgd
@@ -85,6 +87,9 @@ def test_a_decay_inside_the_warmup_is_refused():
             lbsgd.LargeMinibatchSGD(warmup_epochs=50, decay_epochs=decays)
     lbsgd.LargeMinibatchSGD(warmup_epochs=30), lbsgd.LargeMinibatchSGD(warmup_epochs=5, decay_epochs=())
     lbsgd.LargeMinibatchSGD(warmup_epochs=50, target_batch_size=256)  # has no warmup
+    for wrong in (math.nan, math.inf, "30", -1):
+        with pytest.raises(ValueError, match="^a point of decay_epochs is "):
+            lbsgd.LargeMinibatchSGD(decay_epochs=(30, wrong))
 
 
 def test_a_decay_point_and_a_warmup_inside_an_epoch_are_the_nearest_iteration():

@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -133,6 +134,17 @@ def test_no_share_is_made_for_a_rank_that_does_not_exist(rank):
 def test_the_sampler_takes_no_world_size_for_another(cut):
     with pytest.raises(ValueError, match="is not one of the"):
         SharedShuffleSampler(1000, global_batch=96, micro_batch=8, **cut)
+
+
+def test_a_sampler_takes_no_other_process_s_share_for_want_of_a_rank(monkeypatch):
+    cut = dict(global_batch=96, micro_batch=8, world_size=2)
+    with pytest.raises(ValueError, match="^world_size is 2, and no rank is given: give rank, from 0 to 1$"):
+        SharedShuffleSampler(1000, **cut)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)  # another test's group may still be there
+    with pytest.raises(ValueError, match="init_process_group"):
+        SharedShuffleSampler(1000, **cut)
+    SharedShuffleSampler(1000, **cut, rank=1)
 
 
 @pytest.mark.parametrize("num_images", [0, 100, 255])

@@ -5,13 +5,12 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-
-from lbsgd.algorithm.process_group import world_size
 
 
 def foreign_batch_norms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
@@ -40,15 +39,18 @@ def warn_of_buffers_left_apart(model: nn.Module) -> None:
     So do the statistics of an InstanceNorm that tracks them. A checkpoint would hold one process's buffers, and give
     them to all.
     """
-    mine = {name: _checksum(buffer) for name, buffer in _other_buffers(model)}
-    if not mine:
+    buffers = dict(_other_buffers(model))
+    if not buffers:
         return
-    found: list[dict[str, int]] = [{} for _ in range(world_size())]
-    dist.all_gather_object(found, mine)
-    if name := next((name for name in mine if any(each.get(name, mine[name]) != mine[name] for each in found)), None):
+    device = next(chain(model.parameters(), buffers.values())).device  # where the processes' group can reach it
+    most = torch.tensor([_checksum(buffer) for buffer in buffers.values()], device=device)
+    least = most.clone()
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    if differing := [name for name, apart in zip(buffers, (least != most).tolist(), strict=True) if apart]:
         warnings.warn(
-            f"{name} of the network differs between processes. agree_statistics makes only batch norms equal, so"
-            " evaluations use each process's own, and checkpoints hold process 0's: make it equal in the network, or"
+            f"{differing[0]} of the network differs between processes. agree_statistics makes only batch norms equal:"
+            " evaluations use each process's own, and checkpoints hold process 0's. Make it equal in the network, or"
             " keep no such buffer (an InstanceNorm with track_running_stats=False)",
             stacklevel=4,  # skips agree_statistics and its no_grad
         )
@@ -63,10 +65,11 @@ def _other_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         if isinstance(layer, _BatchNorm):
             continue
         for name, buffer in layer._buffers.items():
-            plain = type(buffer) is torch.Tensor and buffer.layout is torch.strided and not buffer.is_quantized
-            if plain and name not in layer._non_persistent_buffers_set:
+            plain = type(buffer) is torch.Tensor and buffer.layout is torch.strided
+            if plain and not (buffer.is_meta or buffer.is_quantized) and name not in layer._non_persistent_buffers_set:
                 yield f"{path}.{name}".lstrip("."), buffer
 
 
 def _checksum(buffer: torch.Tensor) -> int:
-    return zlib.crc32(buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    copy = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu").copy_(buffer)  # contiguous, whatever it was
+    return zlib.crc32(copy.reshape(-1).view(torch.uint8).numpy().data)

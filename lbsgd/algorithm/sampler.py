@@ -34,8 +34,9 @@ class SharedShuffleSampler(Sampler[list[int]]):
     All processes cut the same permutation, drawn from (seed, epoch). Iteration t takes its images t·kn ... (t+1)·kn,
     the same set for any number of processes. No image comes twice in an epoch, and there is no padding. By default
     world_size and rank come from torch.distributed, or are 1 and 0 without it. Raises ValueError if global_batch is not
-    a multiple of world_size · micro_batch, if rank is not below world_size, if the images do not fill one global batch,
-    or if a launcher has started several processes, but they have no process group.
+    a multiple of world_size · micro_batch, if rank is not below world_size, or is missing beside a world_size that is
+    not torch.distributed's, if the images do not fill one global batch, or if a launcher has started several processes,
+    but they have no process group.
     """
 
     watched = False  # whether set_epoch was called, or `parts_for` watches whether it is
@@ -58,8 +59,10 @@ class SharedShuffleSampler(Sampler[list[int]]):
                 f"{num_images} images do not fill one global batch of {global_batch}, so no epoch has an iteration;"
                 " give more images or a smaller global_batch"
             )
-        if world_size is None:
+        if world_size is None or rank is None:
             process_group.require_met()
+        if rank is None and world_size is not None and world_size not in (0, 1, process_group.world_size()):
+            raise ValueError(f"world_size is {world_size}, and no rank is given: give rank, from 0 to {world_size - 1}")
         self.num_images, self.seed = num_images, seed
         self.cut = dict(
             global_batch=global_batch,

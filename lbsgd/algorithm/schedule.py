@@ -117,6 +117,8 @@ class LargeMinibatchSGD:
         self.decay_epochs, self.decay_factor = decay_epochs, decay_factor
         require_number(warmup_epochs, "warmup_epochs")
         require_type(decay_epochs, (tuple, list), "decay_epochs", "give a tuple, (30,) for a single decay")
+        for epoch in decay_epochs:
+            require_number(epoch, "a point of decay_epochs")
         self.schedule(iters_per_epoch=1)  # checks all other numbers
         if decay_epochs and min(decay_epochs) < self.warmup_epochs:
             raise ValueError(f"the decay at epoch {min(decay_epochs):g} is inside the {warmup_epochs:g} of warmup")

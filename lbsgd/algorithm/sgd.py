@@ -192,7 +192,7 @@ def decay_groups(
     }
     trainable = [p for p in model.parameters() if p.requires_grad]
     apart = not on_biases or bias_lr_factor != 1.0
-    biases = {p for module in model.modules() for p in bias_of(module)} - gamma_beta if apart else set()
+    biases = {p for module in model.modules() for p in biases_of(module)} - gamma_beta if apart else set()
     kinds = {
         "decay": ([p for p in trainable if p not in gamma_beta | biases], weight_decay),
         "batch_norm": ([p for p in trainable if p in gamma_beta], weight_decay if on_batch_norm else 0.0),
@@ -218,9 +218,10 @@ def _affine(name: str, norm: _BatchNorm) -> list[nn.Parameter]:
     return list(own.values())
 
 
-def bias_of(module: nn.Module) -> list[nn.Parameter]:
-    """Return a layer's own bias, if it has one."""
-    return [p for name, p in module.named_parameters(recurse=False) if name == "bias"]
+def biases_of(module: nn.Module) -> list[nn.Parameter]:
+    """Return a layer's own biases: its `bias`, and vectors such as in_proj_bias (attention) and bias_ih_l0 (LSTM)."""
+    named = module.named_parameters(recurse=False)
+    return [p for name, p in named if name == "bias" or ("bias" in name.split("_") and p.dim() == 1)]
 
 
 def lr_factor(group: dict[str, Any]) -> float:

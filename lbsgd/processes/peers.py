@@ -163,7 +163,7 @@ def tell_before_joining(processes: Processes, error: LbsgdError) -> None:
         store = meeting_point(processes, WAITED_FOR_SECONDS)
         is_of_same_run(store, processes)  # raises ConfigError if the store is another run's
         Peers(processes, store).fail(error)
-    except LbsgdError:
+    except (LbsgdError, RuntimeError):  # torch's error if the store is gone
         return  # nobody to tell
     if processes.is_rank_0:
         time.sleep(WAITED_FOR_SECONDS)  # the store ends with this process
