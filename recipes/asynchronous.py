@@ -31,10 +31,10 @@ def main():
 
 def simulate(request):
     """Train one network and log each epoch's errors, simulated time and mean staleness."""
-    updates, spread = request.flags.updates, request.flags.spread
-    described = {"model": f"resnet8, {updates}", "simulated": {"updates": updates, "spread": spread}}
+    task, updates, spread = DigitsResNet(), request.flags.updates, request.flags.spread
+    described = {"model": f"{task.name}, {updates}", "simulated": {"updates": updates, "spread": spread}}
     with ExitStack() as stack:
-        simulation = opened(request, DigitsResNet(), described, stack, asynchronous=updates == "async", spread=spread)
+        simulation = opened(request, task, described, stack, asynchronous=updates == "async", spread=spread)
         server = simulation.server
         for epoch in range(simulation.num_epochs):
             training = server.train(simulation.train.epoch(epoch))

@@ -27,8 +27,9 @@ def main():
 
 def compare(request):
     """Train, and log the two steps before each update."""
+    task = DigitsResNet()
     with ExitStack() as stack:
-        simulation = opened(request, DigitsResNet(), {"model": "resnet8, one large step"}, stack)
+        simulation = opened(request, task, {"model": f"{task.name}, one large step"}, stack)
         server = simulation.server
         for epoch in range(simulation.num_epochs):
             batches = chunks(simulation.train.epoch(epoch), server.num_workers)

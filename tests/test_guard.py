@@ -560,7 +560,7 @@ def test_a_console_that_is_gone_keeps_no_process_from_ending(console):
 FULL_PIPE = """
 import threading, time
 from lbsgd.processes import ending
-ending.LAST_WORDS_SECONDS = 0.5
+ending.CONSOLE_SECONDS = 0.5
 
 def end():
     time.sleep(0.5)

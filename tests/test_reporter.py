@@ -137,14 +137,14 @@ def launcher(create_time):
 
 @pytest.mark.parametrize("seconds, told", [(15.0, False), (16.0, True)])
 def test_a_start_of_more_than_20_seconds_is_told_once_with_what_its_parts_took(monkeypatch, seconds, told):
-    stopwatch, records = Stopwatch(), Records()
+    stopwatch, records, facts = Stopwatch(), Records(), []
+    records.say_fact = lambda *fact: facts.append(fact)
     assert [name for name, _ in stopwatch.parts] == ["Python"]
     monkeypatch.setattr("lbsgd.processes.stopwatch.time", SimpleNamespace(time=lambda: 1000.0))
     stopwatch.parts, stopwatch.last = [("launcher", 2.0), ("Python", 3.0)], 1000.0 - seconds
     reporter = Reporter(records, records, None, stopwatch=stopwatch)
     reporter.advance(), reporter.advance()
-    said = "start          21 s to the first update: launcher 2.0, Python 3.0, first update 16.0"
-    assert records.said == [said] * told
+    assert facts == [("start", "21 s to the first update: launcher 2.0, Python 3.0, first update 16.0")] * told
 
 
 def test_a_start_begins_with_that_of_the_outermost_launcher():

@@ -579,7 +579,7 @@ def test_the_loss_scale_and_the_skipped_updates_come_back_from_the_disk(tmp_path
 
 def test_a_checkpoint_by_minutes_is_due_again_only_so_many_minutes_after_the_last(tmp_path, monkeypatch):
     ours = trainer(tmp_path)
-    ours.saver.last_time, clock = 0, [0]  # whole seconds, because sums of fractions are rounded
+    ours.saver.saved_time, clock = 0, [0]  # whole seconds, because sums of fractions are rounded
     monkeypatch.setattr("lbsgd.train.saver.time", SimpleNamespace(monotonic=lambda: clock[0]))
     ours.saver.every = Every(minutes=10)
     for due_at in (600, 1200):

@@ -28,7 +28,7 @@ from lbsgd.units import shortened
 
 FROZEN = ("conv1", "bn1", "layer1")  # Detectron's FREEZE_AT 2: the stem and the first stage keep their weights
 LEVELS = (2, 3, 4, 5)  # of the pyramid that regions are pooled from: a side of their maps has 1/2^level of the pixels
-CLASSIFIER = {"fc.weight", "fc.bias"}  # of a pre-trained backbone; a detector has no such layer
+LAST_LAYER = {"fc.weight", "fc.bias"}  # of a pre-trained backbone; a detector has no such layer
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def load_backbone(detector: PerForwardMaskRCNN, weights: dict[str, Any], where: 
     tensors = {name: weights[name] for name, shape in shapes.items() if shape is not None}
     for what, names in (
         ("lacks", own.keys() - weights.keys()),
-        ("has in addition", weights.keys() - own.keys() - CLASSIFIER - counters),
+        ("has in addition", weights.keys() - own.keys() - LAST_LAYER - counters),
         ("has as no tensor", {name for name, shape in shapes.items() if shape is None}),
         ("has in another shape", {name for name, shape in shapes.items() if shape != own[name].shape}),
         ("has not as floats", {name for name, tensor in tensors.items() if not tensor.is_floating_point()}),

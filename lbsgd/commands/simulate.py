@@ -95,7 +95,9 @@ def opened(
     """
     require_task(task)
     require_simulable(request)
-    plan = replace(request.plan, micro_batch=request.plan.per_worker_batch)  # a worker's images in a batch
+    # On one process, a worker's images in a pass.
+    n, k = request.plan.per_worker_batch, request.plan.num_workers
+    plan = replace(request.plan, micro_batch=n, accumulation_steps=k)
     described = {**described, **plan.as_dict()}
     stack.enter_context(only_writer(request.output_dir))
     require_no_run(request, described)

@@ -22,7 +22,7 @@ from lbsgd.processes.signals import at_a_signal
 
 TELLS_SECONDS = 60  # more than a process needs to import torch and to tell the others
 HELD: list[socket.socket] = []  # the names that this process holds until its end
-LAST_WORDS_SECONDS = 5.0  # for the console to take an error; then the process ends without it
+CONSOLE_SECONDS = 5.0  # for the console to take an error; then the process ends without it
 
 
 def from_rank_0(function: Callable[[], Any]) -> Any:
@@ -156,7 +156,7 @@ def end_with_error(error: LbsgdError, quiet: bool = False) -> NoReturn:
     Nothing is cleaned up, because that could wait for other processes or for a loader's threads. The process ends even
     if its console is gone, or blocks while another thread writes to it.
     """
-    cut_off = threading.Timer(LAST_WORDS_SECONDS, os._exit, (error.exit_code,))
+    cut_off = threading.Timer(CONSOLE_SECONDS, os._exit, (error.exit_code,))
     cut_off.daemon = True
     with suppress(RuntimeError):  # no thread can be started any more
         cut_off.start()

@@ -39,4 +39,4 @@ class Stopwatch:
         if total <= LONG_SECONDS:
             return None
         parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.parts)
-        return f"start          {total:.0f} s to the first update: {parts}"
+        return f"{total:.0f} s to the first update: {parts}"

@@ -42,7 +42,7 @@ def allow_sockets(processes: Processes, kind: str) -> None:
         allow_open_files(SOCKETS * processes.world_size + OTHER_FILES)
 
 
-def require_met(processes: Processes) -> None:
+def require_as_many(processes: Processes) -> None:
     """Raise ConfigError if a program's processes have already met, but the environment gives another world size."""
     met = torch.distributed.get_world_size()
     if met != processes.world_size:

@@ -48,9 +48,9 @@ from lbsgd.train.deepspeed_setup import (
     deepspeed_config,
     refusal,
     require_arithmetic,
+    require_as_many,
     require_bare,
     require_device,
-    require_met,
     require_planned_passes,
     require_real,
     share_timeout,
@@ -116,7 +116,7 @@ def start_processes(timeout_seconds: float = 600, store: Store | None = None) ->
     if processes.alone:
         os.environ["LOCAL_RANK"] = "0"  # DeepSpeed's engine needs it
     if torch.distributed.is_initialized():
-        require_met(processes)
+        require_as_many(processes)
     else:
         if deepspeed.comm.comm.cdb is not None:  # left by an earlier process group, as after a test
             deepspeed.utils.groups._release_process_group_references()

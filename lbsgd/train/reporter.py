@@ -59,7 +59,7 @@ class Reporter:
         if self.stopwatch:
             self.stopwatch.lap("first update")
             if line := self.stopwatch.line():
-                self.progress.say(line)
+                self.progress.say_fact("start", line)
             self.stopwatch = None
 
     def report(self, kind: str, record: dict[str, Any]) -> None:

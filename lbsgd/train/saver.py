@@ -67,17 +67,17 @@ class Saver:
         self.writing: Future | None = None
         self.gone_on: checkpoint.GoneOn | None = None
         self.newest: Path | None = None  # on rank 0: the checkpoint that this run wrote last or resumed from
-        self.last_iteration, self.last_time = engine.global_steps, time.monotonic()
+        self.saved_iteration, self.saved_time = engine.global_steps, time.monotonic()
 
     def due_by_iterations(self) -> bool:
         return (
             self.every.iterations is not None
-            and self.engine.global_steps - self.last_iteration >= self.every.iterations
+            and self.engine.global_steps - self.saved_iteration >= self.every.iterations
         )
 
     def due_by_time(self) -> bool:
         """Decide by this process's clock. The processes must agree before they act on it."""
-        return self.every.minutes is not None and time.monotonic() - self.last_time >= 60 * self.every.minutes
+        return self.every.minutes is not None and time.monotonic() - self.saved_time >= 60 * self.every.minutes
 
     def save(self, reached: Reached, random: dict[str, torch.Tensor] | None = None) -> None:
         """Copy the state and let a thread of rank 0 write it. All processes must call this.
@@ -90,7 +90,7 @@ class Saver:
         rank, world_size = dist.get_rank(), dist.get_world_size()
         state = gather_state(self.engine, keep=rank == 0)
         states = gather_random_states(random or random_states(rank), self.engine.device)
-        self.last_iteration, self.last_time = self.engine.global_steps, time.monotonic()
+        self.saved_iteration, self.saved_time = self.engine.global_steps, time.monotonic()
         if rank > 0:
             return
         tensors = {
@@ -170,7 +170,7 @@ class Saver:
         restore_state(self.engine, EngineState(tensors["weights"], tensors["momentum"], found["counters"]))
         if to_train:
             self.restore_bits(tensors["random"], found)
-        self.last_iteration = self.engine.global_steps
+        self.saved_iteration = self.engine.global_steps
         return Reached(torch.tensor(found["epoch_totals"], dtype=torch.float64), found["epoch_seconds"])
 
     def restore_bits(self, random: dict[str, torch.Tensor], found: dict[str, Any]) -> None:

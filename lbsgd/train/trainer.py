@@ -70,7 +70,7 @@ class Trainer:
 
     @property
     def at_report(self) -> bool:
-        """Whether an epoch or the run has just ended."""
+        """Whether an epoch or the whole schedule has just ended."""
         return self.iteration > 0 and (isinstance(self.epochs_done, int) or self.iteration == self.plan.num_iterations)
 
     # --- the algorithm ------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ class Trainer:
         if not self.decision.stop:
             return
         # At an epoch's end only the existing checkpoint has its totals. Before the first iteration there is none.
-        if self.saver.last_iteration != self.iteration or self.iteration == 0:
+        if self.saver.saved_iteration != self.iteration or self.iteration == 0:
             self.save(random)
         # Rank 0 writes, and a launcher kills all processes when the first one ends.
         self.guard.saved = from_rank_0(self.saver.wait)
