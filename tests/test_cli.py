@@ -454,7 +454,10 @@ def test_a_picture_is_drawn_through_a_symlink_and_takes_no_file_of_others(tmp_pa
             ["plan", EIGHT_K, "--global_batch", "4096", "--set", "train_batch_size=2048"],
             ["--global_batch 4096", "2048"],
         ),
-        (["plan", EIGHT_K, "--images", "50000", "--set", "lbsgd.num_images=60000"], ["--images 50000", "60000"]),
+        (
+            ["plan", EIGHT_K, "--num_images", "50000", "--set", "lbsgd.num_images=60000"],
+            ["--num_images 50000", "60000"],
+        ),
         (["plan", EIGHT_K, "--set", "lbsgd.seed=1", "--set", "lbsgd.seed=2"], ["lbsgd.seed=1", "lbsgd.seed=2"]),
         (["check", "nothing.json"], ["nothing.json", "cannot be read (No such file or directory)"]),
         (["check", EIGHT_K, "nothing.json", "--json"], ["nothing.json", "cannot be read"]),

@@ -13,8 +13,10 @@ import torch
 from commands import ROOT, command, environment_with, recipe, refused, script
 from test_beton import write_beton
 
+from lbsgd.commands.detect import REFUSED
 from lbsgd.commands.plan_lines import print_plan
 from lbsgd.commands.recipe_flags import parser
+from lbsgd.commands.simulate import NOT_SIMULATED
 from lbsgd.commands.train import Request
 from lbsgd.config.plan import Plan
 from lbsgd.data.folder import Manifest, Split, open_data, open_val
@@ -51,6 +53,17 @@ def test_an_output_that_takes_nothing_ends_a_recipe_with_2_and_one_line(tmp_path
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ") and why in done.stderr
     assert not list(tmp_path.glob("run/*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "file, without",
+    [("asynchronous", NOT_SIMULATED), ("update_magnitude", NOT_SIMULATED), ("mask_rcnn", REFUSED)],
+)
+def test_help_has_no_flag_that_its_recipe_refuses(file, without):
+    done = script(f"recipes/{file}.py", "--help", COLUMNS="60")
+    flags = set(re.findall(r"--(\w+)", done.stdout))
+    assert done.returncode == 0 and "output_dir" in flags and not flags & set(without)
+    assert ("go on" in done.stdout) == (file == "mask_rcnn")  # a simulation begins again
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -22,7 +22,8 @@ from lbsgd.report.run_log import RunLog, read_run, require_reportable
 from lbsgd.report.run_page import charts_of
 from lbsgd.report.tables import error_table
 
-TOOL = Path(__file__).parents[1] / "tools" / "report.py"
+ROOT = Path(__file__).parents[1]
+TOOL = ROOT / "tools" / "report.py"
 
 
 def write(folder, *, val, kn=128, lr=0.2, seed=0, epochs=None, world_size=1, finished=True, model="resnet50", **more):
@@ -105,6 +106,8 @@ def test_a_wide_terminal_shows_how_fast_a_run_trained_and_on_how_many_processes(
     assert above[-2:] == ["images", "training"]
     assert row[-2:] == ["162", "0:00:48"]  # images/s: the median of 50 161 162 163 164 165
     assert rows([run], width=97)[3][-3:] == ["162", "0:00:48", "16"]
+    told = "is shown from 80 columns on, the speed from 87 and the number of processes from 97"
+    assert told in (ROOT / "docs/running.md").read_text()
 
 
 def test_the_speed_is_that_of_whole_epochs_where_the_log_has_it(tmp_path):

@@ -61,6 +61,7 @@ def run_block(name, folder, without=(), **names):
 
 
 DDP = "DistributedDataParallel(model, broadcast_buffers=False)"
+NO_SYNC = "nullcontext() if last or network is model else network.no_sync()"
 COUNTED_DDP = [(DDP, f"counted({DDP})")]
 
 
@@ -119,7 +120,7 @@ deepspeed.init_distributed()
 code = {code!r}
 for path in {paths!r}:
     model = torch.nn.Linear(4, 2)
-    exec(code.replace("ds_configs/8k.json", path))
+    exec(code.replace("ds_configs/8k_bf16.json", path))
     ramp, lrs = config["scheduler"]["params"], []
     for _ in range(ramp["warmup_num_steps"] + 3):       # DeepSpeed calls step() after each update
         lrs.append(engine.get_lr()[0])
@@ -265,7 +266,7 @@ PLAN = "plan = lbsgd.Plan.read("
 FSDP2 = [  # replaces the parameters
     (PLAN, f"from torch.distributed.fsdp import fully_shard; fully_shard(model); {PLAN}"),
     (DDP, "model"),
-    ("nullcontext() if last else network.no_sync()", "nullcontext(model.set_requires_gradient_sync(last))"),
+    (NO_SYNC, "nullcontext(model.set_requires_gradient_sync(last))"),
 ]
 PARTS = "lbsgd.parts_for(model, plan, num_images=len(dataset))"
 BROKEN = {
@@ -338,6 +339,14 @@ def test_without_deepspeed_two_processes_train_the_same_weights(two_processes, w
     for states in two_processes:
         expected = of_floats(states["deepspeed", run])
         assert distance(states[wrapper, run], expected) < BOUND
+
+
+@pytest.mark.parametrize("run", ["32", "8"])  # 2 and 8 passes
+def test_without_deepspeed_one_process_trains_the_same_weights(two_processes, run, tmp_path):
+    config, common = RUNS[run][0], {"world_size": 1, "dataset": images_and_labels()}
+    names = run_block("without_deepspeed", tmp_path, [(DDP, "model")], model=oracle.network(), config=config, **common)
+    expected = of_floats(two_processes[0]["deepspeed", run])
+    assert distance(names["model"].state_dict(), expected) < BOUND
 
 
 @pytest.mark.parametrize("run", ["32", "8"])

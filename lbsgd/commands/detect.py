@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lbsgd.commands.flag_types import named, natural
+from lbsgd.commands.flag_types import named, natural, reword
 from lbsgd.commands.plan_lines import SAME_IMAGES
 from lbsgd.commands.recipe_flags import with_flags
 from lbsgd.commands.train import Request, run_recipe
@@ -38,12 +38,15 @@ if TYPE_CHECKING:
     from lbsgd.train.task import Task
 
 
+REFUSED = ("resolution", "compile", "cuda_graphs", "deterministic")  # flags of classifiers
 MOST_WORKERS = 8  # each epoch and each evaluation starts new ones
 
 
 def main(task_of: Callable[[DetectionRequest], Task], description: str) -> None:
     """Run a detector's recipe. `task_of` makes its task from the flags and the data (`commands.train.run_recipe`)."""
-    run_recipe(with_flags(description, add_data), DetectionRequest, task_of)
+    flags = with_flags(description, add_data)
+    reword(flags, dict.fromkeys(REFUSED) | {"deepspeed_config": "the recipe, a file of ds_configs/detection"})
+    run_recipe(flags, DetectionRequest, task_of)
 
 
 class DetectionRequest(Request):

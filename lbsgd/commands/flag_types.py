@@ -6,7 +6,8 @@ Every command and recipe uses these, so that a number means the same everywhere.
 from __future__ import annotations
 
 import math
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ArgumentGroup
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace, _ArgumentGroup
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +28,15 @@ class OneLineParser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Refuse a flag in one line, like every other error."""
         self.exit(2, f"error: {message}; --help lists the flags\n")
+
+
+def reword(flags: ArgumentParser, words: Mapping[str, str | None]) -> None:
+    """Give flags, by their `dest`, other words in --help; None leaves out a flag that the command refuses."""
+    for action in flags._actions:
+        if action.dest in words:
+            action.help = words[action.dest] or SUPPRESS
+    groups = flags._mutually_exclusive_groups  # argparse cannot print the usage of one without a word of help
+    groups[:] = [group for group in groups if any(action.help != SUPPRESS for action in group._group_actions)]
 
 
 def positive(text: str) -> int:

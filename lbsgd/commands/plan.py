@@ -14,7 +14,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("file", type=named, metavar="FILE", help="a DeepSpeed JSON with an lbsgd block, such as ds_configs/8k.json")
     add("--gpus", type=positive, metavar="N", help="number of GPUs (default: as many as take kn in one pass)")
-    add("--images", type=positive, metavar="N", help="training images (default: the JSON's)")
+    add("--num_images", "--images", type=positive, metavar="N", help="training images (default: the JSON's)")
     add("--model", default="resnet50", help="network to estimate memory, bytes and time of (default: %(default)s)")
     add("--png", type=named, metavar="FILE", help="draw the schedule, as .png, .svg or .pdf")
     add("--json", action="store_true", help="print everything as JSON, for machines")

@@ -116,11 +116,11 @@ def machines_of(given: argparse.Namespace) -> Machines:
 def read_plan(given: argparse.Namespace) -> Plan:
     """Read the plan for the given number of GPUs, by default as many as take the global batch in one pass."""
     overrides = overrides_of(given)
-    if given.images:
-        images = Given(f"--images {given.images}", KEYS["num_images"], given.images)
+    if given.num_images:
+        images = Given(f"--num_images {given.num_images}", KEYS["num_images"], given.num_images)
         require_agreement([images, *overrides.given()])
     gpus = default_gpus(given.file, overrides) if given.gpus is None else given.gpus
-    return Plan.read(given.file, gpus, given.images, overrides)
+    return Plan.read(given.file, gpus, given.num_images, overrides)
 
 
 def default_gpus(file: str, overrides: Overrides) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lbsgd.commands.flag_types import reword
 from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.commands.plan_lines import print_plan
 from lbsgd.commands.recipe_flags import parser
@@ -40,6 +41,11 @@ NOT_SIMULATED = (
     "in_memory",
     "baseline",
 )
+WORDS = dict.fromkeys((*NOT_SIMULATED, "weights")) | {  # of --help
+    "output_dir": "the log (default: runs/NAME OF THE JSON)",
+    "resume": "begin again in the folder of the same simulation, which saves no checkpoints",
+    "loader_threads": "decoding threads (default: 1)",
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ def run_simulation(flags: argparse.ArgumentParser, simulate: Callable[[Request],
     try:
         require_output()
         require_surroundings()
+        reword(flags, WORDS)
         simulate(Request(flags.parse_args()))
     except LbsgdError as error:
         end_with_error(error)
