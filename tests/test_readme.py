@@ -50,10 +50,23 @@ def test_the_folders_are_those_of_the_repository():
     assert named == folders | {"recipes", "ds_configs", "tools", "tests", "docs", "results"}
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda page: page.name)
-def test_every_link_leads_to_a_file(page):
-    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
-    assert not [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]
+LINKING = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "ds_configs/README.md"]
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_leads_to_a_file_and_a_heading_there(page):
+    broken = []
+    for link, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text()):
+        target = page.parent / link if link else page
+        if not link.startswith("http") and not (target.exists() and (not anchor or anchor in anchors(target))):
+            broken.append(f"{link}#{anchor}")
+    assert not broken
+
+
+def anchors(page):
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_map_of_the_paper_names_files_and_tests_that_exist():

@@ -47,8 +47,8 @@ SETTINGS = "give a tuple of texts such as lbsgd.warmup.epochs=2"
 class Overrides:
     """Flags that replace numbers of the JSON; every number that depends on them is derived again.
 
-    precision is fp32, bf16 or fp16. settings are the texts of --set, such as "lbsgd.warmup.epochs=2". num_images is a
-    flag's value; `override` takes the size of the data at hand.
+    precision is fp32, bf16 or fp16. settings are the texts of --set, such as "lbsgd.warmup.epochs=2". num_images
+    replaces the JSON's; the size of the data at hand is an argument of `Plan.read` and `initialize`.
     """
 
     global_batch: int | None = None

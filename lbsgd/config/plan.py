@@ -39,9 +39,9 @@ from lbsgd.units import counted
 
 @dataclass(frozen=True)
 class Plan(DecidesReduction):
-    """A resolved run. Names are the glossary's; `config` is DeepSpeed's own JSON, `recipe` its `lbsgd` block.
+    """A resolved run of k = num_workers workers with n = per_worker_batch images each: kn = global_batch.
 
-    changes are lines `key: old -> new` for what overrides or other data changed in the JSON; warnings are lines too.
+    `config` is DeepSpeed's own JSON, `recipe` its `lbsgd` block. changes are lines `key: old -> new`; warnings, too.
     """
 
     name: str

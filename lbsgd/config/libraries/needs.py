@@ -65,7 +65,8 @@ class Needs:
     """What a library needs for a plan.
 
     config       its DeepSpeed JSON
-    call         its class that takes `arguments`, by keyword; empty if there is none
+    call         its class that takes `arguments`; empty if there is none
+    arguments    what that class needs, by keyword
     remarks      further lines for the user
     """
 
