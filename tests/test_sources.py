@@ -279,6 +279,19 @@ def test_an_archive_beside_its_unpacked_images_is_told(tmp_path, split):
     assert left_out_lines(source) == [f"left out of {split}: 1 other source ({archive})"]
 
 
+def test_a_folder_between_the_split_and_its_classes_is_warned_of(tmp_path, capsys):
+    """All images would be of one class, of that folder's name, and every error 0 %."""
+    for split in ("train", "val"):
+        write_files(tmp_path / f"source/{split}/images", {"n01440764/1.JPEG": jpeg(1), "n01443537/2.JPEG": jpeg(2)})
+    told = f"warning: {tmp_path}/source/train has one class, images, with which nothing can be learned; a folder"
+    assert told in look(tmp_path / "source", tmp_path / "data", max_side=500)
+    convert(tmp_path / "source", tmp_path / "data", num_processes=1, max_side=500)
+    assert told in capsys.readouterr().out
+    for split in ("train", "val"):
+        write_files(tmp_path / f"right/{split}", {"n01440764/1.JPEG": jpeg(1), "n01443537/2.JPEG": jpeg(2)})
+    assert "warning" not in look(tmp_path / "right", tmp_path / "data2", max_side=500)
+
+
 def test_what_lies_above_kaggle_s_folders_is_told(tmp_path):
     folder = make_kaggle(tmp_path / "source")
     write_files(folder / "train", train_files())

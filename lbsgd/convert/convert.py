@@ -26,7 +26,7 @@ from lbsgd.convert.existing_data import (
     is_read_only,
 )
 from lbsgd.convert.image import KINDS, SCALED, UNDECODABLE, libraries
-from lbsgd.convert.preflight import left_out_lines, refuse_unusable, refuse_unvalidated
+from lbsgd.convert.preflight import left_out_lines, refuse_unusable, refuse_unvalidated, warning_lines
 from lbsgd.convert.process_pool import checked_num_processes
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import Source
@@ -85,7 +85,7 @@ def convert(
             if found is None:
                 remove_work(work)
                 return
-            _say_all(left_out_lines(found))
+            _say_all(left_out_lines(found) + warning_lines(found))
             if not val_subset:
                 refuse_unvalidated(found)
             if on_error == "fail":

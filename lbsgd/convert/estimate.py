@@ -25,7 +25,7 @@ from lbsgd.convert.image import (
     stored_image,
     without_opencv_threads,
 )
-from lbsgd.convert.preflight import left_out_lines, unusable_images, unusable_line, unvalidated_line
+from lbsgd.convert.preflight import left_out_lines, unusable_images, unusable_line, unvalidated_line, warning_lines
 from lbsgd.convert.process_pool import ProcessPool
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import ImageReader, Images, Source
@@ -197,6 +197,7 @@ def dry_run(
         [
             *(_found(images, name) for name, images in (("training", source.train), ("validation", source.val))),
             *left_out_lines(source),
+            *warning_lines(source),
             *(f"refused: {line}" for line in in_the_way),
             f"classes {len(classes):,}, from {classes[0]} to {classes[-1]}",
             f"result  about {size(found.num_bytes)} in {data_dir} ({free} free): {_shares(found)}",

@@ -18,6 +18,17 @@ def left_out_lines(source: Source) -> list[str]:
     return [f"left out of {name}: {images.left_out}" for name, images in splits if images.left_out.counts]
 
 
+def warning_lines(source: Source) -> list[str]:
+    """Return a warning if all images are of one class, for example of a folder between train/ and the classes."""
+    origin, classes = source.train.origin, source.train.classes
+    if len(classes) > 1:
+        return []
+    return [
+        f"warning: {origin} has one class, {classes[0]}, with which nothing can be learned; a folder between train/ "
+        "and the classes is one too many"
+    ]
+
+
 def unusable_images(source: Source) -> list[str]:
     """Return the images whose samples do not have 8 or 16 bits, each with its reason, from their headers alone.
 
