@@ -55,7 +55,7 @@ docs: setup
 	.venv/bin/python tools/reference.py
 
 clean:
-	rm -rf data/digits data/digits_ffcv runs/digits*
+	rm -rf data/digits data/digits_ffcv runs/demo runs/demo_seed*
 
 distclean: clean
 	rm -rf .venv build *.egg-info

@@ -328,6 +328,7 @@ def test_a_ratio_is_the_geometric_mean_of_its_rounds_with_students_interval():
         ("within", 0.89, 0.95, "undecided"),
         ("within", 0.91, 1.09, "reached"),
         ("within", 1.11, 1.2, "missed"),
+        ("within", 0.5, 1.2, "undecided"),  # the goal lies whole in the interval
     ],
 )
 def test_a_goal_is_reached_only_with_the_whole_interval(kind, low, high, verdict):

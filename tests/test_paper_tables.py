@@ -421,7 +421,7 @@ def test_an_evaluation_without_a_number_is_a_gap(tmp_path):
     write_log(tmp_path / "runs", TABLE_1[0], 1, [7.0, 6.0, 3.0])
     write_log(tmp_path / "runs", TABLE_1[3], 0, [float("nan"), 4.0, 3.0])
     families = families_at([tmp_path / "runs"])
-    alone, pair = (mean_curve(row.runs, "val_top1_error_pct") for row in reversed(families[0].rows))
+    alone, pair = ([*mean_curve(row.runs, "val_top1_error_pct").values()] for row in reversed(families[0].rows))
     assert math.isnan(alone[0]) and alone[1:] == [4.0, 3.0] and pair == [6.0, 6.0, 3.0]
     write_report(families, tmp_path / "report", "gaps")
     assert "null" in (tmp_path / "report" / "index.html").read_text()
@@ -449,7 +449,7 @@ def test_the_epoch_from_which_training_follows_the_baseline(tmp_path, curve, wor
         write_log(tmp_path, row, 5, [5.0], [90.0], planned=4)  # still running, and not compared yet
     [family] = families_at([tmp_path])
     baseline = family.baseline
-    assert band(baseline.finished)[2] == (19.0, 21.0)
+    assert band(baseline.finished)[3] == (19.0, 21.0)
     assert matched_from(family.find(8), baseline).words == words
 
 
@@ -457,7 +457,7 @@ def test_the_band_is_never_narrower_than_half_a_point(tmp_path):
     for seed in range(3):
         write_log(tmp_path, TABLE_1[0], seed, [5.0], [10.0])
     [group] = group_runs(find_runs([tmp_path]))
-    assert band(group.runs) == [(9.5, 10.5)]
+    assert band(group.runs) == {1: (9.5, 10.5)}
 
 
 def test_curves_are_compared_where_both_rows_have_finished_runs_with_the_same_epochs(tmp_path):
@@ -465,7 +465,7 @@ def test_curves_are_compared_where_both_rows_have_finished_runs_with_the_same_ep
         for row in (TABLE_1[0], TABLE_1[3]):
             write_log(tmp_path, row, seed, [5.0] * epochs, [10.0 + 4 * seed] * epochs, planned=3)
     [family] = families_at([tmp_path])
-    assert band(family.baseline.runs) == [pytest.approx((12 - 4 * math.sqrt(2), 12 + 4 * math.sqrt(2)))]  # of epoch 1
+    assert band(family.baseline.runs) == {1: pytest.approx((12 - 4 * math.sqrt(2), 12 + 4 * math.sqrt(2)))}
     assert matched_from(family.find(8), family.baseline).words == "-"
     write_log(tmp_path, TABLE_1[0], 2, [5.0] * 3)
     log = write_log(tmp_path, TABLE_1[3], 2, [5.0] * 3) / "log.jsonl"
@@ -473,6 +473,21 @@ def test_curves_are_compared_where_both_rows_have_finished_runs_with_the_same_ep
     log.write_text("".join(line for line in lines if '"epoch": 1,' not in line))  # lost, and begun again on resuming
     [family] = families_at([tmp_path])
     assert matched_from(family.find(8), family.baseline).words == "-"
+
+
+def test_epochs_are_compared_with_the_same_epochs_and_a_part_of_one_has_its_own_number(tmp_path):
+    for row, left_out in ((TABLE_1[0], (1, 2)), (TABLE_1[3], (3, 4))):
+        log = write_log(tmp_path, row, 0, [5.0] * 6, [60.0, 50.0, 40.0, 30.0, 20.0, 10.0]) / "log.jsonl"
+        lines = log.read_text().splitlines(keepends=True)
+        log.write_text("".join(line for line in lines if not any(f'"epoch": {epoch},' in line for epoch in left_out)))
+    [family] = families_at([tmp_path])
+    assert matched_from(family.find(8), family.baseline).words == "-"  # as many epochs, but others
+    for row in (TABLE_1[0], TABLE_1[3]):
+        train = [60.0, 50.0, 40.0 if row is TABLE_1[0] else 10.0, 30.0]
+        log = write_log(tmp_path / "part", row, 0, [5.0] * 4, train) / "log.jsonl"
+        log.write_text(log.read_text().replace('"kind": "epoch", "epoch": 4', '"kind": "epoch", "epoch": 3.5'))
+    [family] = families_at([tmp_path / "part"])
+    assert matched_from(family.find(8), family.baseline).words == "from epoch 3.5"
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from lbsgd.report.curves import COLOURS, curves, figure, learning_rates
 from lbsgd.report.figures import band_figure
 from lbsgd.report.group_page import band_of
 from lbsgd.report.groups import ended_after, group_runs
+from lbsgd.report.measure import TOP1, as_data
 from lbsgd.report.run_log import RunLog, read_run, require_reportable
 from lbsgd.report.run_page import charts_of
 from lbsgd.report.tables import error_table
@@ -245,6 +247,13 @@ def test_every_line_of_the_picture_is_a_curve_of_the_run(tmp_path):
     picture = figure(write(tmp_path / "a", val=[80.0, 40.0]))
     assert all(len(line.get_xdata()) for axes in picture.axes for line in axes.lines)
     assert [handle.get_color() for handle in picture.legends[0].legend_handles] == [COLOURS[0]]
+
+
+def test_the_axis_reaches_as_far_as_a_recipes_own_numbers(tmp_path):
+    run = write(tmp_path / "8k", val=[499.0, 470.0, 480.0])
+    for unit, top in (("%", 100), ("", 1.05 * 499)):
+        run.header["judged_by"] = as_data([replace(TOP1, unit=unit)])
+        assert figure(run).axes[0].get_ylim() == (0, pytest.approx(top))
 
 
 def test_axes_and_legend_say_what_is_drawn(tmp_path):

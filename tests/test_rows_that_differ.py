@@ -14,8 +14,9 @@ from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments.catalogue import STUDIES
 from lbsgd.report.groups import find_runs, group_runs, has_diverged, with_diverged
 from lbsgd.report.measure import TOP1
+from lbsgd.report.paper_table import note_of_codes
 from lbsgd.report.regions import update
-from lbsgd.report.run_log import DIVERGED
+from lbsgd.report.run_log import DIVERGED, LOG_NAME
 from lbsgd.report.seeds import one_of_each_seed, require_one_code
 from lbsgd.report.write import families_at, write_report
 from lbsgd.train.facts import script_of
@@ -75,6 +76,27 @@ def test_rows_of_several_codes_are_noted_under_their_table(tmp_path, capsys):
     page = write_report(families_at([tmp_path]), tmp_path / "report", "digits", ["table1"])[-1]
     assert note in page.read_text()
     assert f"|\n\n{note}\n" in (tmp_path / "report" / "tables.md").read_text()
+
+
+def test_a_key_that_older_logs_lack_tells_rows_apart_unless_it_has_its_default(tmp_path):
+    for row in TABLE_1:
+        for seed, folder in enumerate((tmp_path / "old", tmp_path / "new")):
+            log = write_log(folder, row, seed, [10.0] * 6, code="another" if seed else "one code") / LOG_NAME
+            header, *rest = log.read_text().splitlines()
+            header = json.loads(header)
+            if not seed:
+                del header["recipe"]["biases"]
+            elif row.name == "x8":
+                header["recipe"]["biases"] = {"lr_factor": 2.0}
+            log.write_text("\n".join([json.dumps(header), *rest]))
+    [family] = families_at([tmp_path])
+    labels = [family.label(row) for row in family.rows if row.factor == 8 and row.recipe["warmup"]["kind"] == "gradual"]
+    assert sorted(labels) == ["biases lr factor 2.0", "gradual warmup"]
+    names = [family.label(row) for row in family.rows]
+    others = sum(
+        row.header["environment"]["code"] != family.rows[0].header["environment"]["code"] for row in family.rows
+    )
+    assert note_of_codes(names, family.rows).count(";") == others - 1 > 0  # each is noted, though names come twice
 
 
 def test_a_table_without_a_baseline_says_why(tmp_path, capsys):

@@ -51,7 +51,7 @@ def where(processes: int) -> list[str]:
 
 
 def run_name(seed: int) -> str:
-    return "digits" if seed == 0 else f"digits_seed{seed}"
+    return "demo" if seed == 0 else f"demo_seed{seed}"
 
 
 def launcher() -> str:

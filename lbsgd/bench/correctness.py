@@ -109,7 +109,7 @@ def demo(given: BenchSettings, say: Say) -> None:
     flags = ["--max_iterations", "1", "--resolution", "16"] if given.sizes.is_small else []
     work_dir = given.folder / "demo"
     run_all([[sys.executable, "tools/demo.py", "--work_dir", str(work_dir), *flags]], given)
-    run = read_run(work_dir / "runs/digits")
+    run = read_run(work_dir / "runs/demo")
     if run.value is None:
         say(f"{len(run.iterations)} iteration of kn = {run.header['global_batch']}, no evaluation")
     else:

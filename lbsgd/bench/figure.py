@@ -54,8 +54,9 @@ class Figure:
         """Whether the goal is `reached` or `missed`, or `undecided` because the bound lies inside the interval."""
         if self.goal is None:
             return ""
-        kept = {self.goal.keeps(value) for value in (self.low, self.value, self.high) if value is not None}
-        return "undecided" if len(kept) == 2 else "reached" if kept == {True} else "missed"
+        if self.low is not None and self.high is not None and any(self.low < end < self.high for end in self.goal.ends):
+            return "undecided"
+        return "reached" if self.goal.keeps(self.value) else "missed"
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "goal": self.goal and str(self.goal), "verdict": self.verdict}

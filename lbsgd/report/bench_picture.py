@@ -74,13 +74,13 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
         axes.axvline(1, color="grey", linestyle=":", linewidth=1, zorder=0)
         label_ratios(axes)
     else:
-        begin_at_zero(axes, panel)
+        show_zero(axes, panel)
     axes.set_xlabel(RATIO if panel.of_ratios else panel.unit, fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", alpha=0.3)
 
 
-def begin_at_zero(axes: Axes, panel: Panel) -> None:
+def show_zero(axes: Axes, panel: Panel) -> None:
     """Show zero, so that lengths compare, and no ticks between whole numbers if all values are whole."""
     if axes.dataLim.x0 > 0:  # a difference may lie below, and the goal of no failed test lies at 0
         axes.set_xlim(left=0)

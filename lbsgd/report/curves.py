@@ -71,7 +71,11 @@ def draw_errors(axes: Axes, run: LoggedRun) -> Line2D:
     validation = run.curve(measure.key)
     style = marker(validation) + "-"
     [line] = axes.plot([*validation], [*validation.values()], style, color=COLOURS[0], linewidth=2)
-    axes.set(ylabel=f"{measure.name} ({measure.unit})" if measure.unit else measure.name, ylim=(0, 100))
+    axes.set_ylabel(f"{measure.name} ({measure.unit})" if measure.unit else measure.name)
+    if measure.unit == "%":
+        axes.set_ylim(0, 100)
+    else:
+        begin_at_zero(axes, measure.unit)
     lines = "solid: validation" + ("   dashed: training" if measure.training else "")
     axes.set_title(lines, loc="left", fontsize="medium", color="dimgrey")
     return line
@@ -101,6 +105,13 @@ def label_learning_rate(axes: Axes) -> None:
         ticks = [axes.dataLim.y0, axes.dataLim.y1]
     shown = {f"{tick:.3g}": tick for tick in ticks[:: math.ceil(len(ticks) / 4)]}
     axes.set_yticks([*shown.values()], [*shown])
+
+
+def begin_at_zero(axes: Axes, unit: str) -> None:
+    """Cut the axis to possible values, because a band of ± 2 std may reach below 0 % and above 100 %."""
+    highest = axes.dataLim.y1
+    top = 1.05 * highest if 0 < highest < math.inf else axes.get_ylim()[1]  # infinite if nothing is drawn
+    axes.set_ylim(0, min(top, 100) if unit == "%" else top)
 
 
 def begin_epochs_at_zero(axes: Axes) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lbsgd.report.groups import NOT_A_ROW, Group, by_batch, with_diverged
 from lbsgd.report.names import places_of, row_names
-from lbsgd.report.recipe import flat
+from lbsgd.report.recipe import flat, with_defaults
 
 SHARED = ("epochs", "iterations", "num_images", "decay", "augmentation")  # keys of the recipe that make a family
 NAMED = {  # leaves that `changes_of` has words for
@@ -126,7 +126,7 @@ def further_settings(row: Group) -> dict[str, Any]:
 
     A null is left out, because its meaning follows from a key with words. Only the start of the warmup has a default.
     """
-    recipe, params = row.recipe, row.header["config"]["optimizer"].get("params", {})
+    recipe, params = with_defaults(row.recipe), row.header["config"]["optimizer"].get("params", {})
     rest = {key: block for key, block in recipe.items() if key not in NOT_A_ROW}
     if not recipe["momentum"]["correction"]:
         del rest["momentum"]  # "not corrected" already says it

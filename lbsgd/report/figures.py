@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from lbsgd.report.curves import add_legend, begin_epochs_at_zero, label_learning_rate, lr_steps
+from lbsgd.report.curves import add_legend, begin_at_zero, begin_epochs_at_zero, label_learning_rate, lr_steps
 from lbsgd.report.families import Family
 from lbsgd.report.group_page import band_of, by_outcome, curve_keys, means_of
 from lbsgd.report.groups import Group
@@ -64,13 +64,6 @@ def band_figure(title: str, names: Sequence[str], rows: Sequence[Group]) -> Figu
 def legend_name(name: str, row: Group) -> str:
     number = error_cell(row, row.measure.unit)
     return name + (f": {number}" if number else "")
-
-
-def begin_at_zero(axes: Axes, unit: str) -> None:
-    """Cut the axis to possible values, because a band of ± 2 std may reach below 0 % and above 100 %."""
-    highest = axes.dataLim.y1
-    top = 1.05 * highest if 0 < highest < math.inf else axes.get_ylim()[1]  # infinite if nothing is drawn
-    axes.set_ylim(0, min(top, 100) if unit == "%" else top)
 
 
 def draw_band(axes: Axes, band: Series, look: Mapping[str, Any]) -> Line2D:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lbsgd.report.families import Family
 from lbsgd.report.groups import Group
-from lbsgd.report.match import MEANING, mean_curve, of_epochs, std_curve
+from lbsgd.report.match import MEANING, mean_curve, std_curve
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
 from lbsgd.report.paper_table import FIRST_OF_OURS, PaperTable, note_of_codes, without_result
 from lbsgd.report.paper_tables import COLUMNS, LAYOUTS, our_cells, tables_of
@@ -86,8 +86,8 @@ def curve_keys(run: LoggedRun) -> list[tuple[str, str, str]]:
 
 def band_of(name: str, runs: Sequence[LoggedRun], key: str) -> Series:
     """Return the mean over runs per epoch, with ± 2 std if there are several runs."""
-    means, stds = mean_curve(runs, key), std_curve(runs, key)
-    epochs = list(of_epochs(runs, key))
+    curve = mean_curve(runs, key)
+    epochs, means, stds = list(curve), list(curve.values()), std_curve(runs, key).values()
     if len(runs) < 2:
         return Series(name, epochs, means)
     low = [value - 2 * std for value, std in zip(means, stds, strict=True)]

@@ -28,24 +28,24 @@ CAUSES = "no warmup, a global batch beyond the elbow of the linear rule (Fig. 1)
 class Match:
     """The epoch from which training stays in the baseline's band, None if never; known: whether it can be computed."""
 
-    epoch: int | None
+    epoch: float | None
     known: bool = True
 
     @property
     def words(self) -> str:
         if not self.known:
             return "-"
-        return "never" if self.epoch is None else f"from epoch {self.epoch}"
+        return "never" if self.epoch is None else f"from epoch {self.epoch:g}"
 
 
-def mean_curve(runs: Sequence[LoggedRun], key: str) -> list[float]:
+def mean_curve(runs: Sequence[LoggedRun], key: str) -> dict[float, float]:
     """Return the mean over runs for each epoch that all runs have reached; NaN if none has a number."""
-    return [mean(values) if values else math.nan for values in of_epochs(runs, key).values()]
+    return {epoch: mean(values) if values else math.nan for epoch, values in of_epochs(runs, key).items()}
 
 
-def std_curve(runs: Sequence[LoggedRun], key: str) -> list[float]:
+def std_curve(runs: Sequence[LoggedRun], key: str) -> dict[float, float]:
     """Return the standard deviation over runs for each epoch; 0 for a single run."""
-    return [stdev(values) if len(values) > 1 else 0.0 for values in of_epochs(runs, key).values()]
+    return {epoch: stdev(values) if len(values) > 1 else 0.0 for epoch, values in of_epochs(runs, key).items()}
 
 
 def of_epochs(runs: Sequence[LoggedRun], key: str) -> dict[float, list[float]]:
@@ -55,10 +55,10 @@ def of_epochs(runs: Sequence[LoggedRun], key: str) -> dict[float, list[float]]:
     return {epoch: [each[epoch] for each in columns if each[epoch] is not None] for epoch in common}
 
 
-def band(baseline: Sequence[LoggedRun]) -> list[tuple[float, float]]:
+def band(baseline: Sequence[LoggedRun]) -> dict[float, tuple[float, float]]:
     """Return the lower and upper border of the band in each epoch: mean training error ± max(2 std, 0.5 points)."""
-    widths = [max(2 * std, POINTS) for std in std_curve(baseline, TRAIN_TOP1)]
-    return [(value - w, value + w) for value, w in zip(mean_curve(baseline, TRAIN_TOP1), widths, strict=True)]
+    widths = {epoch: max(2 * std, POINTS) for epoch, std in std_curve(baseline, TRAIN_TOP1).items()}
+    return {epoch: (m - widths[epoch], m + widths[epoch]) for epoch, m in mean_curve(baseline, TRAIN_TOP1).items()}
 
 
 def limits(baseline: Sequence[LoggedRun]) -> dict[float, float]:
@@ -92,17 +92,18 @@ def distances(row: Group, baseline: Group, left_out: float = FIRST_PART) -> list
 def matched_from(row: Group, baseline: Group) -> Match:
     """Return the epoch from which the row's mean training curve stays inside the baseline's band to the end.
 
-    It is not known if the runs log no training error of a classifier, or if a seed of either row has diverged.
+    It is not known if the runs log no training error of a classifier, if the rows have logged different epochs, or if a
+    seed of either row has diverged.
     """
     if not row.whole or not baseline.whole:
         return Match(None, known=False)
     curve, borders = mean_curve(row.finished, TRAIN_TOP1), band(baseline.finished)
-    if not curve or len(curve) != len(borders):
+    if not curve or curve.keys() != borders.keys():
         return Match(None, known=False)
-    outside = [
-        epoch
-        for epoch, (error, (low, high)) in enumerate(zip(curve, borders, strict=True), 1)
-        if not low <= error <= high
-    ]
-    first = outside[-1] + 1 if outside else 1
-    return Match(first if first <= len(curve) else None)
+    first = None
+    for epoch in sorted(curve, reverse=True):
+        low, high = borders[epoch]
+        if not low <= curve[epoch] <= high:
+            break
+        first = epoch
+    return Match(first)

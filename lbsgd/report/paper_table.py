@@ -122,7 +122,6 @@ def difference_cell(row: Group, baseline: Group | None) -> str:
 
 def note_of_codes(names: Sequence[str], rows: Sequence[Group]) -> str:
     """Name the rows that were run by other code than the first row whose code is known. Old logs do not tell."""
-    codes = {name: code for name, row in zip(names, rows, strict=True) if (code := code_of(row.runs[0]))}
-    first = next(iter(codes), "")
-    others = [name for name, code in codes.items() if code != codes[first]]
-    return f"Run by other code of lbsgd than {first}: {'; '.join(others)}." if others else ""
+    known = [(name, code) for name, row in zip(names, rows, strict=True) if (code := code_of(row.runs[0]))]
+    others = [name for name, code in known if code != known[0][1]]
+    return f"Run by other code of lbsgd than {known[0][0]}: {'; '.join(others)}." if others else ""

@@ -136,13 +136,14 @@ def keys_beside(path: Sequence[str | int]) -> frozenset[str]:
     """Return all keys of the block that holds the last key of a path in the `lbsgd` block."""
     block: type[BaseModel] = Recipe
     for name in path[:-1]:
-        annotation = block.model_fields[str(name)].annotation
-        [block] = [each for each in (annotation, *get_args(annotation)) if is_model(each)]
+        block = block_of(block.model_fields[str(name)].annotation) or block
     return frozenset(block.model_fields)
 
 
-def is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def block_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the class of a block from a key's annotation, which may allow null as well; None if it is no block."""
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 @rule(
