@@ -32,6 +32,18 @@ FINISHED, DIVERGED = ([1.0, 2.0, 1.0], 0), ([], 3)
 FIVE, ONE_OF_FIVE, FOUR_OF_FIVE = ([1.0, 2.0, 1.0, 2.0, 1.0], 0), ([1.0, 2.0, 1.0, 2.0], 1), ([1.0], 4)
 
 
+def test_a_claim_on_curves_waits_for_the_row_whose_curves_they_are():
+    claim = Claim("a claim", "a", "worse", "b", curves_from="c")
+    study = replace(STUDIES["table1"], claims=lambda data: (claim,))
+    ended = SimpleNamespace(values=[1.0, 2.0], num_diverged=0, measure=TOP1)
+    for of_c, words in (([1.0, 2.0], OPEN), ([1.0], "not known yet")):
+        rows = {"a": ended, "b": ended, "c": SimpleNamespace(values=of_c, num_diverged=0, measure=TOP1)}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lbsgd.experiments.answers.compared", lambda *_: [])
+            [answer] = answers(study, DATA_SETS["digits"], rows, num_seeds=2)
+        assert answer.cells[1] == words
+
+
 @pytest.mark.parametrize("kind, holds", zip(KINDS, (OPEN, "no", "yes"), strict=True))
 def test_a_row_beside_one_that_diverged_is_no_worse_and_nobody_knows_whether_it_is_worse(kind, holds):
     assert cells(kind, FINISHED, DIVERGED) == ("3 of 3 seeds of b diverged", holds)

@@ -811,14 +811,24 @@ def test_gradient_noise_in_fp16_is_found_before_the_run():
     assert errors(edited("8k_bf16", lbsgd__diagnostics={"gradient_noise": 100})) == []
 
 
-def test_a_folder_that_may_not_be_entered_is_passed_by_and_its_file_is_one_line(capsys):
+def test_what_may_not_be_read_in_a_folder_is_passed_by_and_told_and_as_a_name_is_one_line(capsys):
     with tempfile.TemporaryDirectory() as name, as_nobody(name):
         folder = Path(name)
         (folder / "ds.json").write_text(json.dumps(SGD))
         (folder / "locked").mkdir()
         (folder / "locked" / "ds.json").write_text(json.dumps(SGD))
         (folder / "locked").chmod(0)
-        assert main(["check", name]) == 0 and "ds.json" in capsys.readouterr().out
+        (folder / "closed.json").write_text(json.dumps(SGD))
+        (folder / "closed.json").chmod(0)
+        assert main(["check", name]) == 0
+        said = capsys.readouterr()
+        assert "ds.json" in said.out and "closed" not in said.out
+        assert said.err.splitlines() == [
+            f"{name}/{place} cannot be read (Permission denied), passed over" for place in ("closed.json", "locked")
+        ]
+        (folder / "ds.json").unlink()
+        assert main(["check", name]) == 2
+        assert f"holds no .json file; {name}/closed.json cannot be read (Perm" in capsys.readouterr().err
         assert main(["check", f"{name}/locked/ds.json"]) == 2
         assert "cannot be read (Permission denied)" in capsys.readouterr().err
         (folder / "locked").chmod(0o700)

@@ -17,7 +17,7 @@ from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
 from lbsgd.experiments.checkout import ROOT
 from lbsgd.experiments.reproduce import Request, report
 from lbsgd.report.page import Chart, Page, Section, Series, asset
-from lbsgd.report.run_log import read_run
+from lbsgd.report.run_log import DIVERGED, read_run
 from lbsgd.report.run_page import configuration, run_page
 from lbsgd.report.write import families_at, write_report
 
@@ -70,6 +70,18 @@ def test_a_band_of_percents_ends_at_0_and_100(tmp_path):
     heights = [float(point.split()[1]) for point in band.split("L")]
     grid = [float(y) for y in re.findall(r'y1="([\d.]+)"', chart)]
     assert min(heights) == pytest.approx(min(grid), abs=0.1) and max(heights) == pytest.approx(max(grid), abs=0.1)
+
+
+def test_a_figure_whose_rows_have_all_diverged_draws_their_crosses(tmp_path):
+    for row in STUDIES["figure1"].rows(DIGITS):
+        for seed in range(2):
+            folder = write_log(tmp_path / "runs", row, seed, [90.0], planned=6)
+            (folder / DIVERGED).write_text("error: the loss of iteration 5 is not a number")
+    write_report(families_at([tmp_path / "runs"]), tmp_path, "digits", ["figure1"])
+    dom = chromium(tmp_path / "index.html", "--dump-dom")
+    charts = re.findall(r"<svg.*?</svg>", dom, re.DOTALL)
+    [chart] = [svg for svg in charts if svg.count("l8 8m0 -8l-8 8") == 6]  # the legend's have one
+    assert ">100</text>" in chart and "no number yet" not in chart
 
 
 def test_the_arrow_keys_choose_the_epoch_in_a_chart_that_has_the_focus(group, tmp_path):

@@ -312,7 +312,7 @@ def test_progress_counts_the_epochs_of_each_row(tmp_path):
     assert overview.standing() == "0 of 2 runs, 8 %"  # 3 of 30 + 6
     trial = Overview(jobs_of(rows, (0,)), tmp_path, runner(tmp_path, epochs=2).epochs_of)
     assert trial.standing() == "0 of 2 runs, 50 %"
-    for given, expected in ((None, "6"), (2, "2")):
+    for given, expected in ((None, "6"), (2, "2"), (10, "6")):  # --epochs ends runs earlier, and lengthens none
         command = launch.command(Job(rows[1], 0), Grid(DATA, tmp_path, tmp_path, Machine(1, 1), given))
         assert command.count("--epochs") == 1 and command[command.index("--epochs") + 1] == expected
 
@@ -657,6 +657,14 @@ def test_no_runs_and_no_epochs_are_refused(capsys, flag):
     with pytest.raises(SystemExit):
         main(["reproduce", "table1", "digits", flag, "0"])
     assert "is not a whole number of at least 1" in capsys.readouterr().err
+
+
+def test_more_epochs_than_a_row_has_are_refused_before_anything_is_made(capsys, tmp_path):
+    command = ["reproduce", "table1", "digits", "--epochs", "31", "--work_dir", str(tmp_path)]
+    for more in (["--list"], []):
+        assert main([*command, *more]) == 2
+        assert "--epochs 31 is more than the 30 of x1; it ends runs earlier" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_lists_its_runs_and_refuses_what_it_does_not_know(capsys):

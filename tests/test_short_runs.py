@@ -4,7 +4,7 @@ import pytest
 from commands import ROOT
 
 from lbsgd.algorithm.schedule import learning_rate
-from lbsgd.commands.plan_figure import stretches
+from lbsgd.commands.plan_figure import figure, stretches
 from lbsgd.config.checks.inspection import findings_of
 from lbsgd.config.generate import generate
 from lbsgd.config.overrides import Overrides
@@ -76,3 +76,10 @@ def test_the_plan_shows_the_learning_rate_that_such_a_run_really_comes_to():
     plan = Plan.read(generate(Overrides(8192)), 8, overrides=Overrides(epochs=4))
     assert stretches(plan) == [("0 to 4", "0 to 624", "0.1 -> 2.58, by 0.00397 per iteration")]
     assert learning_rate(plan.num_iterations, plan.schedule) == pytest.approx(2.58)
+
+
+def test_the_picture_of_a_run_that_ends_in_its_warmup_marks_the_learning_rate_that_it_reaches():
+    for epochs, end in ((3, (3, 0.1 + 3.1 * 3 / 5)), (10, (5, 3.2))):
+        plan = Plan.read(ROOT / "ds_configs/8k.json", 8, overrides=Overrides(settings=(f"lbsgd.epochs={epochs}",)))
+        _, warmup = figure(plan).axes
+        assert warmup.lines[-1].get_xydata()[0] == pytest.approx(end)

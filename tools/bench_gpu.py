@@ -109,14 +109,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lbsgd_bench_") as folder:
         sizes, task = ON_A_GPU if device == "cuda" else ON_A_CPU, task_for(device) if given.bench == "speed" else None
         settings = BenchSettings(sizes, device, ROOT, Path(folder), given.jpegs and given.jpegs.resolve(), task)
+        chosen = [part for part in parts if not given.parts or part.name in given.parts]
+        preload = IMPORTED_ONCE if device == "cpu" and given.bench == "speed" else ()
         try:
             results = Results(given.output_dir or folder_for(facts["device"]), given.bench, facts)
+            all_done = run_parts(chosen, settings, results, given.seconds, preload, given.together)
         except LbsgdError as error:
             print_error(error)
             return error.exit_code
-        chosen = [part for part in parts if not given.parts or part.name in given.parts]
-        preload = IMPORTED_ONCE if device == "cpu" and given.bench == "speed" else ()
-        all_done = run_parts(chosen, settings, results, given.seconds, preload, given.together)
     print(results.folder / f"{given.bench}.md")
     return 0 if all_done else 1
 

@@ -105,7 +105,7 @@ def measured(arguments):
     pipes = {
         name: start(name, contender, shared)
         for name, contender in CONTENDERS.items()
-        if name != "DALI, CPU" or find_spec("nvidia.dali")
+        if name != "DALI, CPU" or (find_spec("nvidia") and find_spec("nvidia.dali"))
     }
     rounds: dict[str, list[Any]] = {name: [] for name in pipes}
     for _ in range(arguments.rounds):

@@ -76,14 +76,17 @@ class Results:
         return self.parts[-1]
 
     def write(self) -> None:
-        """Write the current JSON and Markdown, each whole or not at all."""
+        """Write the current JSON and Markdown, each whole or not at all. Raises ConfigError if the disk fails."""
         found = {**self.about, "written": time.strftime("%Y-%m-%d %H:%M:%S %z")}
         facts = "\n".join(f"* {key}: {value}" for key, value in found.items())
         head = f"# {self.title}\n\n{facts}\n\n"
         data = json.dumps({**found, "parts": [part.as_dict() for part in self.parts]}, indent=1, ensure_ascii=False)
-        replace_file(self.folder / f"{self.name}.json", data.encode())
         page = head + "\n".join(map(PartResult.markdown, self.parts))
-        replace_file(self.folder / f"{self.name}.md", page.encode())
+        try:
+            replace_file(self.folder / f"{self.name}.json", data.encode())
+            replace_file(self.folder / f"{self.name}.md", page.encode())
+        except OSError as error:
+            raise ConfigError(f"cannot write in {self.folder} ({error.strerror}); make room and begin again") from None
 
     def draw(self) -> None:
         """Draw the figures, if there are any, with their intervals and goals."""

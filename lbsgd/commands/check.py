@@ -69,6 +69,8 @@ def check_files(given: argparse.Namespace) -> int:
     files = files_of(given.files)
     for name in files.empty:  # to stderr, because stdout may be JSON
         print(printable(f"{name} is empty, passed over"), file=sys.stderr)
+    for line in files.unread:
+        print(printable(f"{line}, passed over"), file=sys.stderr)
     if given.fix:
         files.require_all()  # before anything is written
     if len(versions) > 1:

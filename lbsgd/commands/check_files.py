@@ -23,11 +23,13 @@ class Files:
     """The files to check, and the problems with others, one line each.
 
     empty          files without content in the folders, which need not be DeepSpeed's
+    unread         lines on what cannot be read in the folders, which need not be DeepSpeed's either
     passed_over    the number of other JSONs in the folders
     """
 
     checked: tuple[str, ...]
     empty: tuple[str, ...]
+    unread: tuple[str, ...]
     passed_over: int
     problems: tuple[str, ...] = ()
 
@@ -45,6 +47,7 @@ def files_of(given: Sequence[str]) -> Files:
     """
     checked: list[str] = []
     empty: list[str] = []
+    unread: list[str] = []
     others: list[str] = []
     problems: list[str] = []
     for name in given:
@@ -54,16 +57,24 @@ def files_of(given: Sequence[str]) -> Files:
             problem = unreadable(name)
             (problems if problem else checked).append(problem or name)
             continue
-        found = sorted(str(path) for path in jsons_below(Path(name)))
+        closed: list[OSError] = []
+        below = sorted(str(path) for path in jsons_below(Path(name), closed))
+        reasons = {path: reason_not_to_read(path) for path in below}
+        lines = [f"{path} cannot be read ({reason})" for path, reason in reasons.items() if reason]
+        lines += [f"{error.filename} cannot be read ({error.strerror})" for error in closed]
+        found = [path for path in below if not reasons[path]]
         theirs = [path for path in found if is_theirs(Path(path))]
         if not theirs:
             held = f"{counted(len(found), 'JSON')}, and none is DeepSpeed's" if found else "no .json file"
-            problems.append(f"{name}: holds {held}; name a DeepSpeed JSON, or a folder of them")
+            but = f"; {lines[0]}" if lines else ""
+            problems.append(f"{name}: holds {held}{but}; name a DeepSpeed JSON, or a folder of them")
+        unread += lines
         checked += theirs
         for path in sorted({*found} - {*theirs}):
             (empty if is_empty(Path(path)) else others).append(path)
     seen: set[str] = set()
-    files = Files(once(checked, seen), once(empty, seen), len(once(others, seen)), tuple(problems))
+    told = tuple(dict.fromkeys(unread))
+    files = Files(once(checked, seen), once(empty, seen), told, len(once(others, seen)), tuple(problems))
     if not checked:
         files.require_all()
     return files
@@ -81,22 +92,27 @@ def once(names: Sequence[str], seen: set[str]) -> tuple[str, ...]:
 
 
 def unreadable(name: str) -> str | None:
-    """Return the problem if a file does not exist or may not be read. The file is not opened: it may be a pipe."""
+    """Return the problem if a given file does not exist or may not be read."""
+    reason = reason_not_to_read(name)
+    return f"{name}: cannot be read ({reason}); name a DeepSpeed JSON or a folder of them" if reason else None
+
+
+def reason_not_to_read(name: str) -> str | None:
+    """Return why a file cannot be read, None if it can. The file is not opened: it may be a pipe."""
     try:
         os.stat(name)
-        may_read = os.access(name, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
-        problem = None if may_read else os.strerror(errno.EACCES)
     except OSError as error:
-        problem = error.strerror
-    return f"{name}: cannot be read ({problem}); name a DeepSpeed JSON or a folder of them" if problem else None
+        return error.strerror
+    may_read = os.access(name, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
+    return None if may_read else os.strerror(errno.EACCES)
 
 
-def jsons_below(folder: Path) -> Iterator[Path]:
+def jsons_below(folder: Path, closed: list[OSError]) -> Iterator[Path]:
     """Yield the .json files in and below a folder, except in folders of package managers, git and Python.
 
-    Pipes and devices are left out, because opening one may wait forever.
+    Pipes and devices are left out, because opening one may wait forever. Folders that cannot be read go into `closed`.
     """
-    for path, folders, names in os.walk(folder):
+    for path, folders, names in os.walk(folder, onerror=closed.append):
         folders[:] = [name for name in folders if name not in NOT_ENTERED and not is_environment(Path(path) / name)]
         yield from (Path(path) / name for name in names if name.endswith(".json") and os.path.isfile(Path(path) / name))
 

@@ -110,9 +110,10 @@ def draw_schedule(axes: Axes, plan: Plan) -> None:
 def draw_warmup(axes: Axes, plan: Plan) -> None:
     """Draw the warmup and some more iterations on a linear axis, with the learning rates at the warmup's ends."""
     schedule, W, eta = plan.schedule, plan.schedule.warmup_iterations, plan.schedule.reference_lr
+    last = min(W, plan.num_iterations)  # earlier than W if the run ends during its warmup
     curve(axes, plan, min(plan.num_iterations, round(1.6 * W)))
     axes.set(ylim=(-0.07 * eta, 1.1 * eta), title=f"{schedule.warmup_kind} warmup, {W:,} iterations")
-    ends = (0, schedule.base_lr), (W / plan.iterations_per_epoch, eta)
+    ends = (0, schedule.base_lr), (last / plan.iterations_per_epoch, learning_rate(last, schedule))
     for (epoch, lr), offset, side in zip(ends, ((8, -11), (-7, 4)), ("left", "right"), strict=True):
         axes.plot([epoch], [lr], "o", color=COLOURS[1], markersize=5)
         label(axes, f"{lr:.4g}", (epoch, lr), offset, side)

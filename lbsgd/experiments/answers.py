@@ -48,7 +48,7 @@ class Answer:
     holds: bool | None
     test: str
     diverged: tuple[Seeds, Seeds] = (Seeds(), Seeds())  # of the two rows
-    ended: bool = False  # whether all runs of both have ended
+    ended: bool = False  # whether all runs of the claim's rows have ended
     num_seeds: int = 1
 
     @property
@@ -74,7 +74,8 @@ def answers(study: Study, data: DataSet, rows: dict[str, Group], num_seeds: int)
         pair = [each for each in (row, against) if each]
         values = [seen for each in pair if len(seen := compared(claim, each, rows, num_seeds)) >= num_seeds]
         diverged = Seeds.of(row), Seeds.of(against)
-        ended = all(seeds.ended >= num_seeds for seeds in diverged)
+        names = filter(None, (claim.row, claim.against, claim.curves_from))
+        ended = all(Seeds.of(rows.get(name)).ended >= num_seeds for name in names)
         lost = any(seeds.diverged for seeds in diverged)
         apart = difference(*values) if len(values) == 2 and not lost else None
         higher = not claim.curves_from and any(each.measure.higher for each in pair)

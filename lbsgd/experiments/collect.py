@@ -29,8 +29,8 @@ def collect(folder: Path, destination: Path) -> None:
 def bring_back(published: Path, folder: Path) -> None:
     """Copy a run's published log to the grid's folder, so that a run that ended elsewhere counts as done here."""
     if exists(folder / LOG_NAME):
-        return  # keep this machine's log, which is complete
-    for name in (LOG_NAME, DIVERGED):
+        return  # keep this machine's log, which is not thinned
+    for name in (DIVERGED, LOG_NAME):  # the log last, because a kill in between must leave no log without its end
         if exists(published / name):
             folder.mkdir(parents=True, exist_ok=True)
             replace_file(folder / name, (published / name).read_bytes())

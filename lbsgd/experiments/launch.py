@@ -20,7 +20,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.disk import exists, locked
 from lbsgd.errors import ConfigError
 from lbsgd.experiments.checkout import CODE_FOLDER, ROOT, Checkout
-from lbsgd.experiments.grid import DataSet, Job
+from lbsgd.experiments.grid import DataSet, Job, Row
 from lbsgd.processes.control_groups import usable_cores
 from lbsgd.processes.ports import free_port
 from lbsgd.processes.signals import catch, end_with
@@ -71,6 +71,10 @@ class Grid:
     machine: Machine
     epochs: int | None = None
 
+    def epochs_of(self, row: Row) -> int | None:
+        """Return the epochs after which a row's runs end early, by the grid or by the row itself; None without."""
+        return min((given for given in (self.epochs, row.epochs) if given), default=None)
+
 
 def visible_gpus() -> tuple[str, ...]:
     """Return the GPUs that the runs may use, without importing torch."""
@@ -117,7 +121,7 @@ def command(job: Job, grid: Grid, place: Path | None = None) -> list[str]:
     gpus = grid.machine.gpus[: data.gpus_per_run or None]
     processes = max(p for p in range(1, max(1, len(gpus)) + 1) if global_batch // data.per_worker_batch % p == 0)
     micro_batch = images_per_pass(global_batch, data.per_worker_batch, processes, data.micro_batch)
-    epochs = grid.epochs or job.row.epochs
+    epochs = grid.epochs_of(job.row)
     return [
         *launcher(gpus[:processes]),
         path(code / (job.row.script or data.recipe)),
@@ -209,8 +213,9 @@ def start(job: Job, grid: Grid, checkout: Checkout, slot: int) -> Started | None
 def end_with_grid(grid: int) -> None:
     """Ask the kernel for SIGTERM when the grid dies (Linux), so that its runs save and end.
 
-    The runs ignore Ctrl-C, because the grid gets it too and stops them. Other signals get their default action, until
-    the recipe sets its own handlers: the fork inherits the grid's handlers, which would only note them.
+    A run ignores Ctrl-C, because the grid gets it too and stops its runs. Other signals get their default action,
+    because the fork inherits the grid's handlers, which would only note them. Then the recipe sets its own handlers,
+    also that of Ctrl-C.
     """
     catch(signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 from lbsgd.disk import exists, rewrite_file
@@ -131,9 +132,9 @@ def reproduce(request: Request) -> None:
 def begin(request: Request) -> Checkout:
     """Return the grid's code, after making everything that its runs need."""
     begins = not exists(request.grid / NOTE)
-    if begins and (changed := unsaved_changes()):
-        warn(f"the grid runs the last commit, without {len(changed.splitlines())} changed files")
     checkout = open_checkout(request.grid, None if request.epochs else request.published)
+    if begins and (changed := unsaved_changes()):
+        warn(f"the grid runs commit {checkout.commit[:10]}, without your {len(changed.splitlines())} changed files")
     for job in request.jobs:
         bring_back(job.folder(request.logs), job.folder(request.grid))
     say_fact("code", f"commit {checkout.commit[:10]}, in {checkout.folder}")
@@ -185,8 +186,10 @@ def require_possible(request: Request) -> None:
         )
     for study in request.studies:
         require_together(study, request.data)
-    for job in request.jobs:
-        launch.plan_of(job, request.data, ROOT)
+    for row in request.rows:
+        plan = launch.plan_of(Job(row, request.seeds[0]), request.data, ROOT)
+        if request.epochs and request.epochs > (most := ceil(plan.num_epochs)):
+            raise ConfigError(f"--epochs {request.epochs} is more than the {most} of {row.name}; it ends runs earlier")
 
 
 def require_together(study: Study, data: DataSet) -> None:

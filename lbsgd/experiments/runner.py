@@ -44,7 +44,7 @@ class Runner:
             raise TrainingError("\n".join(f"{name}: {words}" for name, words in self.failed.items()))
 
     def epochs_of(self, job: Job) -> int:
-        return self.grid.epochs or job.row.epochs or self.grid.data.epochs
+        return self.grid.epochs_of(job.row) or self.grid.data.epochs
 
     def request_stop(self, number: int, frame: object) -> None:
         self.stop_requested = signal.Signals(number).name

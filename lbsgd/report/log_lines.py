@@ -83,6 +83,7 @@ FIRST_LINE = {
 # Optional values of the first line.
 FURTHER = {
     "num_iterations": POSITIVE,
+    "data": or_null(TEXT),
     "started_from": or_null(TEXT),
     "recipe.epochs": or_null(POSITIVE),
     "schedule.warmup_kind": one_of("none", "constant", "gradual"),
@@ -93,6 +94,7 @@ FURTHER = {
     "classes": TEXTS,
     "environment": OBJECT,
     "environment.code": or_null(TEXT),
+    "environment.script": or_null(TEXT),
     "environment.data": TEXT,
     "environment.packages": OBJECT,
     "environment.command": LIST,

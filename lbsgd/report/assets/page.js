@@ -34,8 +34,9 @@ const xwords = (chart, x) => chart.logx ? x.toLocaleString("en") : words(x);  //
 
 function scales(chart, width) {
   const xs = chart.series.flatMap(s => s.x);
-  const ys = chart.series.flatMap(s => [...s.y, ...(s.low || []), ...(s.high || [])])
+  const found = chart.series.flatMap(s => [...s.y, ...(s.low || []), ...(s.high || [])])
     .filter(y => y !== null && (!chart.log || y > 0));
+  const ys = found.length ? found : [isPercent(chart) ? 100 : 1];  // every row has diverged
   const positive = chart.logx ? xs.filter(x => x > 0) : xs;
   const x0 = chart.logx ? Math.min(...positive) / 1.2 : 0, x1 = Math.max(...positive, chart.xmax || 0) * (chart.logx ? 1.2 : 1) || 1;
   const limit = isPercent(chart) ? 100 : Infinity;  // a band of 2 std may reach beyond
@@ -70,7 +71,7 @@ function draw(figure) {
   legend.className = "legend";
   legend.setAttribute("aria-live", "polite");
   figure.append(caption, svg, legend);
-  if (!chart.series.some(s => s.y.some(y => y !== null))) {
+  if (!chart.series.some(s => s.mark === "cross" || s.y.some(y => y !== null))) {
     element("text", {x: margin.left, y: height / 2}, svg, "no number yet");
     return;
   }
@@ -112,7 +113,9 @@ function draw(figure) {
   });
   const pointer = element("line", {class: "pointer", y1: margin.top, y2: height - margin.bottom, visibility: "hidden"}, svg);
   const at = element("text", {y: margin.top + 10, "text-anchor": "middle"}, svg, "");
-  const last = Math.max(...rows.flatMap(r => r.series.x.filter((_, i) => r.series.y[i] !== null)));
+  const all = [...new Set(rows.flatMap(r => r.series.x))].sort((a, b) => a - b);
+  const numbered = rows.flatMap(r => r.series.x.filter((_, i) => r.series.y[i] !== null));
+  const last = numbered.length ? Math.max(...numbered) : all.at(-1);
   const where = document.createElement("li");  // the place on the axis that the numbers beside the names are of
   legend.prepend(where);
   function show(x) {
@@ -131,7 +134,6 @@ function draw(figure) {
     }
   }
   show(last);
-  const all = [...new Set(rows.flatMap(r => r.series.x))].sort((a, b) => a - b);
   let chosen = all.indexOf(last);
   function point(x) {
     chosen = all.indexOf(x);
