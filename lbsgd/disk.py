@@ -17,6 +17,7 @@ from lbsgd.errors import ConfigError, DataError
 from lbsgd.units import harmless
 
 MOST_LEVELS = 100  # of nested blocks in any JSON
+HELD = errno.EACCES, errno.EAGAIN  # a lock's errors if another process has it; network file systems give either
 NOTHING_THERE = errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP
 
 
@@ -193,7 +194,7 @@ def locked(file: IO | int, *, wait: bool) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
-        return not isinstance(error, BlockingIOError)
+        return error.errno not in HELD
     return True
 
 

@@ -26,6 +26,7 @@ from lbsgd.convert.progress import Meter
 from lbsgd.convert.work_folder import writing_to
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import open_data
+from lbsgd.disk import OutputError
 from lbsgd.errors import DataError
 
 
@@ -301,6 +302,19 @@ def test_the_bar_of_the_whole_of_imagenet_fits_a_terminal(monkeypatch, columns, 
     console.print(meter._bar)
     [line] = console.file.getvalue().splitlines()
     assert line.startswith("train ") and line.endswith(f"  100,000 of 1,281,167{words}{speed} 12.6 h left")
+
+
+def test_a_terminal_that_is_gone_is_not_taken_for_the_data_folder(monkeypatch):
+    from rich.console import Console
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("rich.progress.get_console", lambda: Console(width=80, force_terminal=True, file=Gone()))
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: True))
+    with pytest.raises(OutputError, match="Input/output error"), Meter("train", 100, 1000):
+        pass
 
 
 def test_a_complete_folder_tells_the_images_that_it_holds_and_the_skipped_ones(tree, tmp_path, command):

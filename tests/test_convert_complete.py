@@ -105,6 +105,17 @@ def test_a_source_of_the_same_names_and_sizes_and_other_times_is_not_called_comp
         verify(tmp_path / "data", 1, tree)
 
 
+def test_a_disk_that_fails_is_told_with_the_image_when_all_are_verified(tmp_path, monkeypatch):
+    convert(make_tree(tmp_path / "source"), tmp_path / "data", **SETTINGS)
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", fail)  # in the process that is forked, too
+    with pytest.raises(DataError, match=r"train.beton: image 0 .*cannot be read \(Input/output error\)"):
+        verify(tmp_path / "data", 1)
+
+
 def test_an_archive_of_another_time_is_listed_and_its_time_told(tmp_path, capsys):
     source = make_tar(tmp_path / "source")
     convert(source, tmp_path / "data", **SETTINGS)

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -367,6 +368,22 @@ def test_a_jpeg_that_libjpeg_refuses_is_found_by_verifying_and_left_out_where_al
         verify(tmp_path / "data", 1)
     convert(tmp_path / "source", tmp_path / "data", reencode=True, on_error="skip", **{**SETTINGS, "overwrite": True})
     assert BetonFile.open(tmp_path / "data/train.beton").num_images == 1
+
+
+def test_a_lack_of_memory_of_opencv_is_not_left_to_pil_which_would_give_other_pixels(monkeypatch):
+    def refuse(code):
+        error = cv2.error("refused")
+        error.code = code
+        monkeypatch.setattr(cv2, "imdecode", Mock(side_effect=error))
+
+    sixteen = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(sixteen, "JPEG")
+    for data in (sixteen.getvalue(), cv2.imencode(".png", np.zeros((4, 4, 3), np.uint16))[1].tobytes()):
+        refuse(-4)
+        with pytest.raises(MemoryError):
+            lbsgd.convert.image.decode(data)
+        refuse(-2)
+        assert lbsgd.convert.image.decode(data).shape == (4, 4, 3)  # PIL's
 
 
 def test_a_lack_of_memory_is_not_a_damaged_image():

@@ -22,7 +22,7 @@ from lbsgd.convert import convert_split
 from lbsgd.convert.beton_writer import RECORD, BetonWriter, read_journal
 from lbsgd.convert.convert import convert
 from lbsgd.convert.image import COPIED
-from lbsgd.errors import DataError
+from lbsgd.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -274,6 +274,24 @@ def test_the_death_of_a_process_is_told_also_if_more_work_waits_for_it(whole, tm
     monkeypatch.setattr(convert_split, "stored_image", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(DataError, match="died at .*: killed by signal 9"):
         convert(whole[0], tmp_path / "data", **{**SETTINGS, "num_processes": 1})
+
+
+def test_a_process_that_a_lost_file_has_ended_is_not_told_by_its_exit_code(tree, tmp_path, monkeypatch):
+    """Its own line went to the stderr that OpenCV's messages are kept from."""
+    monkeypatch.setattr(convert_split, "stored_image", lambda *_, **__: os._exit(DataError.exit_code))
+    with pytest.raises(DataError, match="died at .*: a file can no longer be read: it was made shorter, or its disk"):
+        convert(tree, tmp_path / "data", **SETTINGS)
+
+
+def test_processes_for_which_there_is_no_memory_are_not_taken_for_a_folder_that_cannot_be_written(
+    tree, tmp_path, monkeypatch
+):
+    def full(*_):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("mmap.mmap", full)
+    with pytest.raises(ConfigError, match="no memory for 1 process, .* each .*; give fewer --num_processes"):
+        convert(tree, tmp_path / "data", **{**SETTINGS, "num_processes": 1})
 
 
 def test_a_full_disk_ends_the_conversion_which_can_go_on(tree, tmp_path):

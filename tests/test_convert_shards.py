@@ -22,6 +22,7 @@ from lbsgd.convert import convert_split
 from lbsgd.convert.convert import convert, look
 from lbsgd.convert.files import Files
 from lbsgd.convert.parquet import copy_images
+from lbsgd.convert.preflight import left_out_lines
 from lbsgd.convert.shards import find_shards
 from lbsgd.convert.sources import find_source
 from lbsgd.convert.verify import _kept_numbers, verify
@@ -573,6 +574,14 @@ def test_a_sample_without_a_class_is_refused(tmp_path):
     with tarfile.open(path, "a") as tar:
         tar.addfile(tarfile.TarInfo("alone.jpg"))
     assert "alone.jpg has no alone.cls" in refused(source, tmp_path)
+
+
+def test_a_class_without_its_image_is_counted(tmp_path):
+    source = webdataset(tmp_path / "source")
+    with tarfile.open(source / "imagenet-train-000000.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo("lost.cls"))
+    train, _ = left_out_lines(find(source, tmp_path))  # of both splits the .json files
+    assert train.startswith("left out of train: ") and "1 missing image (lost in imagenet-train-000000.tar)" in train
 
 
 def test_images_of_one_name_in_different_folders_or_shards_are_all_there(tmp_path):

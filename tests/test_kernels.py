@@ -386,6 +386,17 @@ def test_a_file_that_an_editor_has_open_is_no_other_code(tmp_path):
     assert code_of(tmp_path) == before
 
 
+def test_kernels_that_cannot_be_loaded_are_one_line_and_those_of_this_python_come_first(tmp_path):
+    own = f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
+    (tmp_path / "_kernels.cpython-310.so").write_text("of another Python, left there by an older build")
+    with pytest.raises(DataError, match="_kernels.cpython-310.so cannot be loaded .*`make setup` here installs"):
+        library(tmp_path)
+    (tmp_path / own).symlink_to(Path(kernels.__file__).with_name(own))
+    library.cache_clear()
+    assert library(tmp_path) is not None
+    library.cache_clear()
+
+
 def test_kernels_of_another_version_are_one_line(tmp_path):
     (tmp_path / "old.c").write_text("long lbsgd_decode_crop(void) { return 0; }")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "_kernels.so", tmp_path / "old.c"], check=True)

@@ -202,6 +202,17 @@ def decoding_threads():
     return [thread for thread in threading.enumerate() if type(thread).__name__ == "DecodingThread"]
 
 
+def test_a_bug_in_ffcv_s_thread_is_not_taken_for_one_of_the_data(loader, monkeypatch):
+    def fails(**_):
+        raise KeyError("a bug of ours")
+
+    stages, outputs = loader.images.pipeline.code
+    monkeypatch.setattr(loader.images.pipeline, "code", ([(fails, stages[0][1])], outputs))
+    with pytest.raises(KeyError, match="a bug of ours"):
+        next(loader.epoch(0))
+    assert not decoding_threads()
+
+
 def test_a_failure_in_ffcv_s_thread_ends_the_training_within_seconds(loader, monkeypatch):
     def fails(**_):
         raise OSError(f"the disk is gone, for {numba.get_num_threads()} thread")

@@ -1,5 +1,8 @@
 """A folder that the user may not look into gives one line that names it, wherever it is given."""
 
+import errno
+import fcntl
+import os
 import tempfile
 from pathlib import Path
 
@@ -9,6 +12,7 @@ from test_checkpoint import saved
 from test_runlog import RUN
 from tool_modules import load_tool
 
+from lbsgd import disk
 from lbsgd.commands.detect import only_split, trained_as
 from lbsgd.data.folder import Manifest, open_data
 from lbsgd.errors import CheckpointError, ConfigError, DataError, LbsgdError
@@ -93,3 +97,15 @@ def test_a_log_that_may_not_be_written_refuses_to_go_on_before_anything_is_chang
 def test_a_folder_that_may_not_be_looked_into_is_one_line(takes, locked):
     with pytest.raises(LbsgdError, match=f"^cannot read {locked}.*: Permission denied$"):
         takes(locked)
+
+
+@pytest.mark.parametrize("number, free", [(errno.EACCES, False), (errno.EAGAIN, False), (errno.ENOLCK, True)])
+def test_a_lock_of_a_network_file_system_is_held_whichever_error_tells_it(tmp_path, monkeypatch, number, free):
+    """NFS emulates flock by fcntl, whose error for a lock that another process has may be EACCES."""
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with open(tmp_path / "lock", "w") as file:
+        assert disk.locked(file, wait=False) is free

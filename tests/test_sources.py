@@ -375,6 +375,14 @@ def test_incomplete_folders_are_refused(tmp_path, remove, message):
         find(tmp_path / "source", tmp_path)
 
 
+@pytest.mark.parametrize("split, name", [("val", "validation"), ("train", "training"), ("val", "Val")])
+def test_a_folder_of_a_similar_name_is_to_be_renamed(tmp_path, split, name):
+    make_folders(tmp_path / "source")
+    (tmp_path / "source" / split).rename(tmp_path / "source" / name)
+    with pytest.raises(DataError, match=f"; rename {tmp_path}/source/{name} to {split}, or "):
+        find(tmp_path / "source", tmp_path)
+
+
 def test_at_most_three_untrained_classes_are_named(tmp_path):
     make_folders(tmp_path / "source")
     write_files(tmp_path / "source/val", {f"{name}/1.JPEG": jpeg(1) for name in "cdefg"})
@@ -671,6 +679,25 @@ def test_a_tar_that_is_cut_between_two_members_is_refused(tmp_path, archive):
     path.write_bytes(tar_bytes({"n01440764.tar": cut}) if archive == "inner" else cut)
     with pytest.raises(DataError, match=r"cannot be read as a tar \(it ends without .* is truncated or damaged: fetch"):
         read_members(path, ["a.JPEG"]) if archive == "devkit" else members(path)
+
+
+def test_tars_that_cat_has_joined_are_refused_and_padding_is_not(tmp_path):
+    """tar itself ignores what follows the first, and 12 of 14 images would be lost."""
+    first, second = (tar_bytes({f"{split}/a/1.jpg": jpeg(1)}) for split in ("train", "val"))
+    (tmp_path / "joined.tar").write_bytes(first + second)
+    with pytest.raises(DataError, match="joined.tar goes on with another archive after its end .*name the folder"):
+        find(tmp_path / "joined.tar", tmp_path)
+    inner = {f"{split}/a/{name}.jpg": jpeg(1) for split in ("train", "val") for name in "12"}
+    for padding in (b"", bytes(1 << 20), b"some words", bytes(512) + b"\1" * 600):
+        (tmp_path / "padded.tar").write_bytes(tar_bytes(inner) + padding)
+        assert [len(images) for images in find(tmp_path / "padded.tar", tmp_path).splits.values()] == [2, 2]
+
+
+def test_a_second_train_folder_of_a_tar_is_told(tmp_path):
+    files = {f"{split}/a/{name}.jpg": jpeg(1) for split in ("train", "val") for name in "12"}
+    (tmp_path / "two.tar").write_bytes(tar_bytes(files | {"extra/train/a/9.jpg": jpeg(9)}))
+    source = find(tmp_path / "two.tar", tmp_path)
+    assert left_out_lines(source) == [f"left out of train: 1 other source ({tmp_path}/two.tar, extra/train)"]
 
 
 def test_a_file_that_is_no_tar_is_not_called_damaged(tmp_path):

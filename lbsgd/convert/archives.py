@@ -26,6 +26,7 @@ MAX_IMAGE_BYTES = 1 << 28  # 256 MiB; ImageNet's largest file has 15 MB
 MAX_CLASS_BYTES = 1 << 36  # 64 GiB, for the tar of one class within a tar
 MAX_DEVKIT_BYTES = 1 << 26  # 64 MiB, for one file of the devkit
 MAX_DEVKIT_TAR_BYTES = 1 << 28  # 256 MiB, for the devkit's archive, uncompressed
+MOST_PADDING = 1 << 20  # 1 MiB of zeros after the end of a tar; tar itself writes at most 10 kB, unless told otherwise
 MAX_HEADER_BYTES = 1 << 20  # 1 MiB, for one read of tarfile, which reads only names and attributes
 TRUNCATED = "reaches beyond the end of the archive, which is truncated"
 
@@ -119,11 +120,28 @@ def _checked(part: _Part, path: Path, within: str) -> Iterator[tarfile.TarInfo]:
             part.seek(tar.offset)  # where tarfile saw the end: it also takes half a header for the end
             if (end := part.read(tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(WHY_IT_ENDS.get(len(end), "it ends within a header"))
+            if _begins_another(part):
+                raise DataError(
+                    f"{path} goes on with another archive after its end{after}, as `cat` joins them, and only the "
+                    "first would be read; unpack them and name the folder with --source"
+                )
     except DataError:
         raise
     except (tarfile.TarError, EOFError, ValueError) as error:  # ValueError: a sparse member's header lacks a number
         advice = "it is truncated or damaged: fetch it again" if after else "name a folder or a tar, or fetch it again"
         raise DataError(f"{path} cannot be read as a tar ({error}{after}); {advice}") from error
+
+
+def _begins_another(part: _Part) -> bool:
+    """Return whether another tar begins after the zeros at the end of one, as after `cat a.tar b.tar`."""
+    for _ in range(MOST_PADDING // tarfile.BLOCKSIZE):
+        block = part.read(tarfile.BLOCKSIZE)
+        if block.strip(b"\0"):
+            with contextlib.suppress(tarfile.HeaderError):
+                return bool(tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape"))
+        if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):
+            return False
+    return False
 
 
 def _check(info: tarfile.TarInfo, path: Path, within: str) -> None:

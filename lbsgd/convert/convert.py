@@ -25,7 +25,7 @@ from lbsgd.convert.existing_data import (
     is_finished,
     is_read_only,
 )
-from lbsgd.convert.image import KINDS, SCALED, UNDECODABLE, libraries
+from lbsgd.convert.image import KINDS, SCALED, UNDECODABLE, libraries, without_opencv_threads
 from lbsgd.convert.preflight import left_out_lines, refuse_unusable, refuse_unvalidated, warning_lines
 from lbsgd.convert.process_pool import checked_num_processes
 from lbsgd.convert.settings import Settings
@@ -77,7 +77,8 @@ def convert(
         raise ConfigError(f"--on_error {on_error} is not fail or skip")
     source, data_dir = source_path(Path(source)), Path(data_dir)
     work = data_dir / ".converting"
-    with stoppable(f"what is done is kept in {work}: the same command goes on from there"):
+    goes_on = f"what is done is kept in {work}: the same command goes on from there"
+    with stoppable(goes_on), without_opencv_threads():
         if not overwrite and _is_complete_and_read_only(source, data_dir, wanted):
             return
         with writing_to(data_dir), converting_alone(work), telling_what_stays(work):

@@ -75,7 +75,7 @@ def convert_split(
             meter.advance(len(records), int(images.sizes[of_chunk].sum()), writer.failed(of_chunk))
             commits.start_if_due()
     speed = f"{len(images) - done:,} images in {meter.seconds():.1f} s ({meter.speed()})"
-    say(f"{name}: {speed}{meter.failures()}, {writer.end / 1e6:.1f} MB")
+    say(f"{name}: {speed}{meter.failures()}, {size(writer.end)}")
 
 
 def _kept_bytes(images: Images, settings: Settings, page_size: int) -> int:

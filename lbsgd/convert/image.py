@@ -23,7 +23,7 @@ import numpy as np
 from lbsgd.convert.jpeg_header import plain_size
 from lbsgd.convert.settings import MAX_SIDE, Settings
 from lbsgd.data.beton_format import JPEG, RAW
-from lbsgd.data.pil_image import ImageError, has_16_bits, library_errors, opened, rgb_pixels
+from lbsgd.data.pil_image import ImageError, has_16_bits, library_errors, opencv_may_refuse, opened, rgb_pixels
 from lbsgd.disk import discard
 from lbsgd.errors import DataError
 
@@ -175,7 +175,7 @@ def _decode_plain(data: bytes, size: Size, target: Size) -> np.ndarray | None:
 
     fraction = _fraction(size, target)
     flag = cv2.IMREAD_COLOR if fraction == 1 else getattr(cv2, f"IMREAD_REDUCED_COLOR_{fraction}")
-    with contextlib.suppress(cv2.error):
+    with opencv_may_refuse():
         return cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
     return None
 

@@ -19,7 +19,7 @@ HIDDEN_FILE = "hidden file"
 OTHER_FILE = "non-image file"  # by its suffix
 PHOTOS = tuple(".gif .heic .heif .avif .jxl .jp2 .dng .cr2 .nef .arw".split())  # images that are not read
 STRAY_FILE = "stray file"  # an image next to the class folders
-MISSING_IMAGE = "missing image"  # in a table of labels, but not on the disk
+MISSING_IMAGE = "missing image"  # that has a label, but is not there
 OTHER_SOURCE = "other source"  # of the same split, next to the one that is read, such as an archive unpacked there
 SYSTEM_FOLDERS = frozenset(
     ("__macosx", "__pycache__", "lost+found", "$recycle.bin", "#recycle", "#snapshot", "~snapshot")

@@ -25,6 +25,7 @@ from lbsgd.disk import allow_open_files
 from lbsgd.errors import ConfigError, DataError, LbsgdError
 from lbsgd.processes.control_groups import usable_cores
 from lbsgd.processes.signals import STOP_SIGNALS, held_back
+from lbsgd.units import counted, size
 
 CHUNK_IMAGES = 32  # images per chunk
 SLOTS = 3  # for a chunk at work, one whose result waits for its turn, and one to begin next
@@ -64,7 +65,13 @@ class ProcessPool(Generic[Chunk, Result]):
     ) -> None:
         _allow_files(num_processes)
         self.place, self.then = place, then
-        self.slots = [[mmap.mmap(-1, SLOT_BYTES) for _ in range(SLOTS)] for _ in range(num_processes)]
+        try:
+            self.slots = [[mmap.mmap(-1, SLOT_BYTES) for _ in range(SLOTS)] for _ in range(num_processes)]
+        except OSError as error:
+            raise ConfigError(
+                f"no memory for {counted(num_processes, 'process')}, {size(SLOTS * SLOT_BYTES)} each "
+                f"({error.strerror}); give fewer --num_processes"
+            ) from error
         self.pipes: list[Connection] = []
         self.processes: list[multiprocessing.process.BaseProcess] = []
         try:
@@ -156,6 +163,8 @@ class ProcessPool(Generic[Chunk, Result]):
         self.processes[dead].join()  # its exit code is available a moment after its death
         code = self.processes[dead].exitcode or 0
         reason = f"killed by signal {-code}, as when memory runs out" if code < 0 else f"exit code {code}"
+        if code == DataError.exit_code:  # as `data.mapped` ends it
+            reason = "a file can no longer be read: it was made shorter, or its disk fails"
         chunks = [each.chunk for each in running if each.process == dead][self._unread_results(dead) :]
         at = f" at {self.place(chunks[0])}" if chunks else ""
         return DataError(f"one of the processes that read the images died{at}: {reason}; {self.then}")

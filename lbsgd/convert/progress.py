@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from lbsgd.disk import say
+from lbsgd.disk import OutputError, say
 from lbsgd.units import duration
 
 if TYPE_CHECKING:
@@ -33,12 +35,14 @@ class Meter:
 
     def __enter__(self) -> Meter:
         if self._bar:
-            self._bar.start()
+            with blaming_the_output():
+                self._bar.start()
         return self
 
     def __exit__(self, *_) -> None:
         if self._bar:
-            self._bar.stop()
+            with blaming_the_output():
+                self._bar.stop()
 
     def advance(self, images: int, num_bytes: int, failed: int = 0) -> None:
         self.done += images
@@ -76,7 +80,17 @@ class Meter:
         return f"{images_per_second:,.0f} images/s, {megabytes_per_second:,.1f} MB/s"
 
     def say(self, line: str) -> None:
-        (self._bar.console.print if self._bar else say)(line)
+        with blaming_the_output():
+            (self._bar.console.print if self._bar else say)(line)
+
+
+@contextmanager
+def blaming_the_output() -> Iterator[None]:
+    """Raise OutputError if the terminal is gone. The converter would take an OSError for one of the data folder."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(str(error)) from error
 
 
 def _bar(title: str, num_bytes: int, done_bytes: int) -> Progress | None:

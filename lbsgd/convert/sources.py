@@ -37,6 +37,7 @@ TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKITS = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12.tar", "ILSVRC2012_devkit_t12")
 # For each split: a test whether its folder has images, and the archive to read if it has none.
 FORMS = {"train": (has_class_folders, TRAIN_TAR), "val": (has_images, VAL_TAR)}
+ALIKE = {"train": ("training", "Train"), "val": ("validation", "valid", "Val")}  # what people also call the folders
 KAGGLE, KAGGLE_LABELS = "ILSVRC/Data/CLS-LOC", "LOC_val_solution.csv"
 
 Labels = Callable[[], Mapping[str, str]]  # -> the class of each validation image, by its name without suffix
@@ -222,10 +223,12 @@ def _nothing_found(path: Path, missing: list[str], data_dir: Path) -> DataError:
     zips = sorted(entry.name for entry in path.glob("*.zip")) if is_dir(path) else []
     kind = {"train/": "no training images", "val/": "no validation images"}
     what = kind[missing[0].split()[0]] if len(missing) == 1 else "no images"
+    named = [(path / name, split) for split in ("train", "val") for name in ALIKE[split] if is_dir(path / name)]
     return DataError(
         f"{what} in {path}: no {', no '.join(missing)} found; expected train/<class>/* and val/<class>/* "
         f"there, or ImageNet's archives or Kaggle's folders; "
         + (f"unpack {shortened(zips)}, or " if zips else "")
+        + "".join(f"rename {folder} to {split}, or " for folder, split in named)
         + ("move some images of each class from train/ to val/, or " if what == kind["val/"] else "")
         + f"name the source with: {converting_into(data_dir)}"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lbsgd.convert.by_class import ByClass
 from lbsgd.convert.files import Files
+from lbsgd.convert.left_out import OTHER_SOURCE
 from lbsgd.convert.source_images import SPLITS
 from lbsgd.errors import DataError
 from lbsgd.units import shortened
@@ -52,4 +53,7 @@ def _chosen(bases: dict[str, Splits], path: Path) -> Splits:
             )
         if holders:
             chosen[name] = with_images[holders[0]][name]
+            others = [base for base in with_images if name in with_images[base] and base != holders[0]]
+            for base in others:
+                chosen[name].left_out.add(OTHER_SOURCE, f"{path}, {base}{name}")
     return chosen

@@ -93,8 +93,7 @@ def _other_files(data_dir: Path) -> list[tuple[BetonFile, Manifest]]:
 
 def _print_agreement(beton: BetonFile, origin: Origin | None, manifest: Manifest | None, meter: Meter) -> None:
     against = [f"the source {origin.images.origin}"] if origin else []
-    against += ["the manifest"] if manifest else []
-    against += ["their checksums"] if beton.checksums is not None else []
+    against += ["the manifest"] * bool(manifest) + ["their checksums"] * (beton.checksums is not None)
     agree = f"{beton.num_images:,} images decode and agree with {', '.join(against) or 'their sizes'}"
     say(f"{beton.path.stem}: {agree}; {meter.seconds():.1f} s ({meter.speed()})")
 
@@ -217,7 +216,10 @@ class ChunkVerifier:
         num_bytes = int(self.beton.sizes[index])
         if data_at + num_bytes > self.file_bytes:
             return "is damaged: the file says that it lies beyond its end"
-        data = os.pread(self.file, num_bytes, data_at)
+        try:
+            data = os.pread(self.file, num_bytes, data_at)
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
         checksum = zlib.crc32(data)
         if self.beton.checksums is not None and checksum != self.beton.checksums[index]:
             return f"is damaged: its bytes have checksum {checksum:08x}, not {self.beton.checksums[index]:08x}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lbsgd.convert.archives import members
 from lbsgd.convert.files import Files, Member
-from lbsgd.convert.left_out import path_reason
+from lbsgd.convert.left_out import MISSING_IMAGE, path_reason
 from lbsgd.errors import DataError
 
 CLASS = ".cls"
@@ -36,6 +36,8 @@ def _add_shard(files: Files, shard: int, path: Path) -> None:
             raise DataError(f"{path}: {images[key].name} and {member.name} are two images of one sample, {key!r}")
         else:
             images[key] = member
+    for key in classes.keys() - images.keys():
+        files.left_out.add(MISSING_IMAGE, f"{key} in {path.name}")
     with open(path, "rb") as tar:
         for key, member in images.items():
             if key not in classes:

@@ -25,10 +25,9 @@ from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import SPLITS, Source
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import Manifest
-from lbsgd.disk import exists, read_note, replace_file, say, to_disk
+from lbsgd.disk import HELD, exists, read_note, replace_file, say, to_disk
 from lbsgd.errors import DataError
 
-HELD = (errno.EACCES, errno.EAGAIN)  # lockf's errors if another process has the lock
 ABSENT = (FileNotFoundError, NotADirectoryError)
 CONVERTER_VERSION = 3  # raise it when the same source and settings would give other files
 

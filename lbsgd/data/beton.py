@@ -26,7 +26,7 @@ from lbsgd.data.beton_survey import Survey, sizes_by_image, survey
 from lbsgd.data.mapped import mapped
 from lbsgd.errors import DataError
 
-PUT_BACK = "put the old one back (lbsgd convert --verify checks it) and go on with --resume"
+PUT_BACK = "put the old one back (lbsgd convert --verify checks it); a training run goes on with --resume"
 
 
 @dataclass(frozen=True, eq=False)

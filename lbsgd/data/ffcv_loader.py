@@ -181,14 +181,15 @@ class DecodingThread(EpochIterator):
         return pixels
 
     def _take(self) -> tuple | None:
-        """Wait for a batch. Raise DataError if the thread has ended without one."""
+        """Wait for a batch. Raise what ended the thread if it has ended without one: DataError if the disk did."""
         while True:
             running = self.is_alive()  # asked first, because the thread may put its last batch and end while we wait
-            try:
+            with contextlib.suppress(Empty):
                 return self.output_queue.get(timeout=1)
-            except Empty:
-                if not running:
-                    raise DataError(f"decoding {self.loader.fname} failed: {self.failure!r}") from self.failure
+            if not running:
+                if self.failure and not isinstance(self.failure, (OSError, MemoryError)):
+                    raise self.failure  # a bug, with its traceback
+                raise DataError(f"decoding {self.loader.fname} failed: {self.failure!r}") from self.failure
 
     def _check(self, numbers: np.ndarray, statuses: np.ndarray) -> None:
         """Raise DataError for an image that was not fully decoded, unless the converter found the same damage."""

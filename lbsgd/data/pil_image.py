@@ -54,6 +54,18 @@ def library_errors() -> Iterator[None]:
         raise ImageError(f"{type(error).__name__}: {error}") from error
 
 
+@contextlib.contextmanager
+def opencv_may_refuse() -> Iterator[None]:
+    """Pass over an image that OpenCV refuses, because PIL may open it. Without memory, PIL would give other pixels."""
+    import cv2
+
+    try:
+        yield
+    except cv2.error as error:
+        if error.code == OPENCV_OUT_OF_MEMORY:
+            raise MemoryError(str(error)) from error
+
+
 def opened(data: bytes | BinaryIO) -> Image.Image:
     """Return PIL's image from its bytes or a file, with only the header read. Raises ImageError."""
     from PIL import Image, UnidentifiedImageError
@@ -152,7 +164,7 @@ def _colours_of_16_bits(image: Image.Image, data: bytes) -> np.ndarray | None:
         return None
     if image.format not in ("PNG", "TIFF", "PPM") or _tag(image, ORIENTATION, 1) != 1:
         return None
-    with contextlib.suppress(cv2.error):
+    with opencv_may_refuse():
         samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if samples is not None and samples.dtype == np.uint16 and samples.shape[2:] in ((3,), (4,)):
             return _in_8_bits(samples[:, :, 2::-1])

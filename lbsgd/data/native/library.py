@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 from pathlib import Path
+from sysconfig import get_config_var
 
 from lbsgd.errors import DataError
 
@@ -13,18 +14,20 @@ LIBRARY = "_kernels*.so"  # next to this file; setup.py names it
 
 @cache
 def library(folder: Path = Path(__file__).parent) -> ctypes.CDLL | None:
-    """Load the compiled kernels. Return None if the package was installed without a C compiler.
+    """Load the compiled kernels, those of this Python first. Return None if no C compiler was there to make them.
 
-    Raises DataError if the kernels are of another version of lbsgd.
+    Raises DataError if the kernels cannot be loaded, or are of another version of lbsgd.
     """
-    for path in folder.glob(LIBRARY):
-        try:
-            return declared(ctypes.CDLL(str(path)))
-        except AttributeError as error:
-            raise DataError(
-                f"{path} is of another version of lbsgd ({error}); `make setup` compiles it again"
-            ) from None
-    return None
+    own = folder / LIBRARY.replace("*.so", str(get_config_var("EXT_SUFFIX")))
+    path = own if own.exists() else next(folder.glob(LIBRARY), None)
+    if path is None:
+        return None
+    try:
+        return declared(ctypes.CDLL(str(path)))
+    except AttributeError as error:
+        raise DataError(f"{path} is of another version of lbsgd ({error}); `make setup` compiles it again") from None
+    except OSError as error:  # libjpeg is missing, for example, and then it has no errno
+        raise DataError(f"{path} cannot be loaded ({error}); `make setup` here installs what it needs") from None
 
 
 def declared(kernels: ctypes.CDLL) -> ctypes.CDLL:
