@@ -506,7 +506,7 @@ def test_a_flag_takes_what_its_type_says(kind, text, value):
         (natural, ["-1", "1.5", "²", ""], "whole number of at least 0"),
         (natural, ["1000000000000", "9" * 31], "too large"),
         (interval, ["1000000000000", "9" * 31], "too large"),
-        (quantity, ["0", "-2", "nan", "inf", "fast"], "number above 0"),
+        (quantity, ["0", "-2", "nan", "inf", "fast", "1_000", "٣"], "number above 0"),
         (quantity, ["1e300", "1e-300"], "too large or too small"),
         (at_least_zero, ["-1", "nan", "inf", "fast"], "number of at least 0"),
         (interval, ["0", "m", "0m", "infm", "10h", "-5"], "neither a number of iterations"),

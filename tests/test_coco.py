@@ -207,7 +207,7 @@ def no_object(content):
 )
 def test_lists_that_cannot_be_understood_are_one_line_also_under_skip(changed, edit, words):
     folder = changed(edit)
-    for on_error in ("raise", "skip"):
+    for on_error in ("fail", "skip"):
         with pytest.raises(DataError, match=f"instances_train.json: .*{words}") as caught:
             read_split(folder, "train", on_error)
         assert "\n" not in str(caught.value)

@@ -13,6 +13,7 @@ from lbsgd.commands.main import main
 from lbsgd.experiments.catalogue import STUDIES
 from lbsgd.report.curves import curves, figure
 from lbsgd.report.figures import band_figure, batch_figure
+from lbsgd.report.groups import find_runs, group_runs
 from lbsgd.report.names import row_names
 from lbsgd.report.paper_tables import paper_tables
 from lbsgd.report.run_log import read_run
@@ -81,6 +82,14 @@ def test_rows_of_equal_folders_are_told_apart(tmp_path):
         run(tmp_path / place / "runs", row=row)
     [family] = families_at([tmp_path])
     assert row_names(family.rows) == ["a/runs", "b/runs"] == list(family.names)
+
+
+def test_rows_that_share_a_folder_are_told_apart_by_their_runs(tmp_path):
+    for seed, lr in enumerate((0.1, 0.2)):
+        change = {"seed": seed, "linear_scaling": {"rule": "linear", "base_lr": lr, "base_batch": 256}}
+        run(tmp_path / f"x1/seed{seed}", lambda header: header["recipe"].update(change))  # noqa: B023
+    rows = group_runs(find_runs([tmp_path]))
+    assert sorted(row_names(rows)) == ["seed0", "seed1"]
 
 
 def test_a_row_of_several_folders_is_not_named_as_if_it_were_one(tmp_path):

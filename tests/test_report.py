@@ -413,6 +413,15 @@ def test_no_files_are_written_without_the_runs_of_bad_logs(two_of_four_are_bad, 
     assert last == f"error: {tmp_path}/new: nothing is written there, because these runs would be missing"
 
 
+@pytest.mark.parametrize("flags", [("--output_dir", "made"), ("--table", "table1")])
+def test_flags_about_runs_are_refused_where_only_a_page_is_updated(tmp_path, capsys, flags, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.md").write_text("no region")
+    assert main(["report", "--update", "page.md", *flags]) == 2
+    assert f"{flags[0]} is about the RUNs that you name; leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
+
+
 def test_update_names_all_bad_logs_of_all_files_in_one_line_and_writes_none(two_of_four_are_bad, tmp_path, capsys):
     whole = Path(__file__).parents[1] / "results/digits/runs"
     files = []

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lbsgd.commands.flag_types import OneLineParser, path, positive
-from lbsgd.disk import is_there
+from lbsgd.disk import alone_in, is_there
 from lbsgd.errors import ConfigError, LbsgdError
 from lbsgd.processes.ending import end_with_error
 
@@ -48,13 +48,21 @@ def render(output_dir: Path, num_val: int = NUM_VAL) -> None:
 
 @contextlib.contextmanager
 def appearing(output_dir: Path) -> Iterator[Path]:
-    """Yield a folder to fill, which gets its name once it is complete. Raises ConfigError if it cannot be written."""
+    """Yield a folder to fill, which gets its name once it is complete. Raises ConfigError if it cannot be written.
+
+    Two processes may begin at once, as two grids on one data set do: they take turns, and the first one's folder stays.
+    """
     partial = output_dir.with_name(output_dir.name + ".partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        partial.rename(output_dir)
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        with alone_in(output_dir.parent):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            yield partial
+            if output_dir.is_dir():
+                shutil.rmtree(partial)
+            else:
+                partial.rename(output_dir)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise ConfigError(f"{output_dir} cannot be written ({error.strerror}); name another --output_dir") from None

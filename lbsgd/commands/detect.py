@@ -231,6 +231,6 @@ def add_val_split(flags: argparse.ArgumentParser) -> None:
     """Add the flags that choose the validation images. `tools/draw_detections.py` has them, too."""
     add = flags.add_argument
     add("--val_split", type=named, metavar="NAME", help="such as val2017 (default: the one that annotations/ has)")
-    on_error: tuple[OnError, ...] = ("raise", "skip")
+    on_error: tuple[OnError, ...] = ("fail", "skip")
     help_text = "what to do about a missing image or a broken annotation (default: %(default)s)"
-    add("--on_error", choices=on_error, default="raise", help=help_text)
+    add("--on_error", choices=on_error, default="fail", help=help_text)

@@ -127,9 +127,9 @@ def above_zero(text: str) -> float | None:
 
 
 def finite(text: str) -> float | None:
-    """The number that a text holds; None for any other text, and for NaN and infinity."""
+    """The number that a text holds; None for any other text, such as `1_000` and `²`, and for NaN and infinity."""
     try:
-        number = float(text)
+        number = float(text if text.isascii() and "_" not in text else "")
     except ValueError:
         return None
     return number if math.isfinite(number) else None

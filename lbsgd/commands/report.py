@@ -54,6 +54,8 @@ def run(given: argparse.Namespace) -> int:
 
     if not given.runs and not given.update:
         raise ConfigError("lbsgd report: name a RUN, or a file with --update; `lbsgd report --help` says more")
+    if not given.runs and (unread := "--output_dir" if given.output_dir else "--table" if given.table else ""):
+        raise ConfigError(f"lbsgd report: {unread} is about the RUNs that you name; leave it out, or name some")
     changed = update(given.update)
     for file in given.update:
         print(f"{file}: {'written again' if file in changed else 'as the logs have it'}")

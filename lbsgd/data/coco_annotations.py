@@ -23,7 +23,7 @@ from lbsgd.data.coco_faults import fault_of
 from lbsgd.data.coco_file import DOWNLOAD, by_image, listed_images, names_of, read_annotations
 from lbsgd.errors import DataError
 
-OnError = Literal["raise", "skip"]
+OnError = Literal["fail", "skip"]
 LEAST_SIDE = 1e-3  # of a box, in pixels
 # A box's least side as a share of the image's longer side. It is several steps of float32, so that the box has an area
 # even if it is flipped and resized to any size. torchvision refuses boxes without an area.
@@ -119,12 +119,12 @@ def names_by_label(names: Mapping[Any, str]) -> list[str]:
 
 
 def read_split(
-    folder: Path, name: str, on_error: OnError = "raise", training: bool = True, longer_side: float = math.inf
+    folder: Path, name: str, on_error: OnError = "fail", training: bool = True, longer_side: float = math.inf
 ) -> CocoSplit:
     """Read DIR/annotations/instances_NAME.json and look for its images in DIR/NAME.
 
     training       leave out images without objects, and count them; evaluation keeps every image
-    on_error       raise, or leave out and count: an image without a file, an image too thin, a broken annotation
+    on_error       fail, or leave out and count: an image without a file, an image too thin, a broken annotation
     longer_side    the most pixels of an image's longer side in the network
 
     Raises DataError, which names the file and the image or annotation in it.
@@ -223,7 +223,7 @@ class _Reader:
                 self.left_out["polygons of fewer than 3 points"] += len(outline) - len(with_area)
 
     def leave_out(self, said: str, what: str, number: int = 1) -> None:
-        if self.on_error == "raise":
+        if self.on_error == "fail":
             raise DataError(f"{self.path}: {said}; mend it, or leave such out with --on_error skip")
         self.left_out[what] += number
 

@@ -22,9 +22,16 @@ def names_of(runs: Sequence[LoggedRun]) -> list[str]:
 
 
 def row_names(rows: Sequence[Group]) -> list[str]:
-    """Name each row by its folder as `names_of` names runs. A row in several folders is "the first and 2 more"."""
+    """Name each row by its folder as `names_of` names runs. A row in several folders is "the first and 2 more".
+
+    Rows that share a folder, because their seeds differ in more than the seed, have the name of their first run.
+    """
     places = [list(dict.fromkeys(map(row_place_of, row.runs))) for row in rows]
-    names = told_apart([first for first, *_ in places])
+    firsts = [first for first, *_ in places]
+    own = [
+        place_of_run(row.runs[0]) if firsts.count(first) > 1 else first for row, first in zip(rows, firsts, strict=True)
+    ]
+    names = told_apart(own)
     return [f"{name} and {len(more)} more" if more else name for name, (_, *more) in zip(names, places, strict=True)]
 
 
