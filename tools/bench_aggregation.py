@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 import lbsgd
-from lbsgd.bench.figure import half_width
+from lbsgd.bench.figure import Figure, ratio_figure
 from lbsgd.commands.flag_types import OneLineParser, at_least_zero, positive, quantity
 from lbsgd.config.aggregation import Choice, choose
 from lbsgd.config.generate import generate
@@ -165,24 +165,23 @@ def measure(per_host: int, micro_batch: int, rounds: int, block: int) -> dict:
     return {"variants": found, "compute": compute, "rounds": rounds}
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Return the mean and half the width of its 95 % interval, taking the rounds as independent."""
-    half = half_width(values)
-    return (statistics.mean(values) if values else math.nan), math.nan if half is None else half
+def between(ratio: Figure) -> str:
+    """Return a ratio's 95 % interval; one round has none."""
+    return "" if ratio.low is None else f"[{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
 def show(found: dict) -> None:
     seconds = {name: variant["seconds"] for name, variant in found["variants"].items()}
     compute = found["compute"]
     print(f"{len(compute)} of {found['rounds']} rounds undisturbed")
-    print(f"{'variant':22}{'s':>7}" + "".join(f"{f'{base} / it':>16}" for base in BASES) + f"{'hidden':>8}{'bytes':>7}")
+    print(f"{'variant':22}{'s':>7}" + "".join(f"{f'{base} / it':>20}" for base in BASES) + f"{'hidden':>8}{'bytes':>7}")
     alone = [whole - only for whole, only in zip(seconds["stage 0"], compute, strict=True)]
     for name, taken in seconds.items():
         median = statistics.median(taken) if taken else math.nan
-        ratios = [interval([other / own for other, own in zip(seconds[base], taken, strict=True)]) for base in BASES]
+        ratios = [ratio_figure(base, seconds[base], taken) for base in BASES] if taken else []
         hidden = [1 - (s - c) / a for s, c, a in zip(taken, compute, alone, strict=True) if a > 0]
         share = statistics.median(hidden) if hidden else math.nan
-        words = "".join(f"{ratio:9.2f} ± {half:4.2f}" for ratio, half in ratios)
+        words = "".join(f"{f'{each.value:.2f} {between(each)}':>20}" for each in ratios)
         print(f"{name:22}{median:7.3f}{words}{share:8.0%}{found['variants'][name]['bytes']:7.2f}")
 
 
