@@ -133,7 +133,7 @@ def say(line: str) -> None:
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write; rename it to `path` once it is on the disk, or remove it after an error."""
-    partial = path.with_suffix(".partial")
+    partial = path.with_name(path.name + ".partial")
     try:
         yield partial
         to_disk(partial)

@@ -55,7 +55,7 @@ from lbsgd.convert.beton_writer import RECORD
 from lbsgd.convert.convert import convert
 
 source, folder = map(Path, sys.argv[1:])
-convert_split.CHUNK_IMAGES, quick = 4, convert_split.stored_image
+convert_split.CHUNK_IMAGES, convert_split.COMMIT_SECONDS, quick = 4, 0.01, convert_split.stored_image
 
 def slow(*arguments, **options):  # so that a moment can fall anywhere into the work
     time.sleep(0.008)
@@ -65,7 +65,7 @@ def start():
     child = os.fork()
     if not child:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        convert(source, folder, max_side=150, num_processes=2, commit_seconds=0.01)
+        convert(source, folder, max_side=150, num_processes=2)
         os._exit(0)
     return child
 

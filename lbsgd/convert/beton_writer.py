@@ -50,11 +50,10 @@ class BetonWriter:
 
     def __init__(self, path: Path, num_images: int, page_size: int) -> None:
         self.path, self.page_size = path, page_size
-        self.journal_path = path.with_suffix(".journal")
         self.records = np.zeros(num_images, RECORD)
         self.done = 0  # images so far, including those that cannot be decoded
         self.end = METADATA_AT + num_images * METADATA.itemsize
-        self._journal = os.open(self.journal_path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._journal = os.open(path.with_suffix(".journal"), os.O_RDWR | os.O_CREAT, 0o666)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         self.close = weakref.finalize(self, _close, self._file, self._journal)  # even if the conversion fails
         self._resume()

@@ -59,7 +59,6 @@ def convert(
     on_error: str = "fail",
     overwrite: bool = False,
     val_subset: bool = False,
-    commit_seconds: float = 2.0,
     **settings: Any,
 ) -> None:
     """Make the data folder from a source that `sources.find_source` understands, or resume after an interruption.
@@ -67,7 +66,6 @@ def convert(
     num_processes: by default one per core.
     on_error: "fail" or "skip", what to do about undecodable images once all images have been tried.
     val_subset: whether classes may have no validation images; errors are then among the other classes.
-    commit_seconds: the most work that is lost if the process or the machine dies.
     settings: those of `Settings`.
     Raises ConfigError for settings that cannot be right, Stopped after a stop signal, and DataError if the source or
     one of its images cannot be used. After a DataError, nothing has a final name.
@@ -96,7 +94,7 @@ def convert(
                 say(f"{work} holds the finished files of an earlier run, which only move to {data_dir}")
             else:
                 start_over_if_other(work, identity, found)
-                Conversion(found, wanted, work).run(num_processes, commit_seconds, on_error)
+                Conversion(found, wanted, work).run(num_processes, on_error)
             publish(data_dir, work)
 
 
@@ -173,18 +171,18 @@ class Conversion:
             for name, images in source.splits.items()
         }
 
-    def run(self, num_processes: int, commit_seconds: float, on_error: str) -> None:
+    def run(self, num_processes: int, on_error: str) -> None:
         """Do all the work except `publish`, which gives the files their final names."""
-        self.convert_images(num_processes, commit_seconds)
+        self.convert_images(num_processes)
         report_undecodable(self.source, self.undecodable(), self.settings, self.page_size, on_error)
         self.finish()
 
-    def convert_images(self, num_processes: int, commit_seconds: float) -> None:
+    def convert_images(self, num_processes: int) -> None:
         """Convert both splits. Raises DataError if the disk has no room for the result, or if a process dies."""
         done = sum(writer.image_bytes() for writer in self.writers.values())
         check_disk(self.source, self.settings, self.work, done)
         for name, images in self.source.splits.items():
-            convert_split(name, images, self.writers[name], self.settings, num_processes, commit_seconds)
+            convert_split(name, images, self.writers[name], self.settings, num_processes)
 
     def undecodable(self) -> dict[str, list[int]]:
         """Return the numbers of the images that cannot be decoded, by split."""

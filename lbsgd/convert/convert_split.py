@@ -32,6 +32,7 @@ from lbsgd.data.process_lock import process_lock
 from lbsgd.disk import say
 from lbsgd.units import size
 
+COMMIT_SECONDS = 2.0  # the most work that is lost if the process or the machine dies
 CHUNK_BYTES = 6 << 20  # of the source, for one process at a time
 CHUNK_RAW_BYTES = 24 << 20  # the most that a chunk may become if images are kept as pixels
 
@@ -44,12 +45,10 @@ class ConvertedChunk(NamedTuple):
     rest: bytes  # the bytes of the other images
 
 
-def convert_split(
-    name: str, images: Images, writer: BetonWriter, settings: Settings, num_processes: int, commit_seconds: float
-) -> None:
+def convert_split(name: str, images: Images, writer: BetonWriter, settings: Settings, num_processes: int) -> None:
     """Convert the images that the writer does not have yet.
 
-    commit_seconds: the most work that is lost if the machine dies. Raises DataError if a process dies or fails.
+    Raises DataError if a process dies or fails.
     """
     done = writer.done
     if done == len(images):
@@ -64,7 +63,7 @@ def convert_split(
 
     with (
         ProcessPool(num_processes, make_job, place) as pool,
-        Commits(writer, commit_seconds) as commits,
+        Commits(writer, COMMIT_SECONDS) as commits,
         Meter(name, len(images), num_bytes, done=done, done_bytes=done_bytes, failed=writer.failed()) as meter,
     ):
         chunks = _chunks(images, done, _images_per_chunk(settings, kept_bytes))

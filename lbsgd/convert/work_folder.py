@@ -5,6 +5,7 @@ data folder/.converting/    identity.json  the conversion that the work is for; 
                             manifest.json  once all files are finished: from then on only their names are missing
                             *.tar, *.images    the content of a compressed source
                             *.listing          the members of a tar, or of shards
+                            lock               of the command that works here
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ SHARED_FROM = 1 << 18  # images; a smaller order (1 MB) is drawn as fast as it i
 
 
 def host_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    """Return `epoch_order`, read-only; for many images as uint32, 4 bytes per image and host.
+    """Return `epoch_order`; for many images as uint32, 4 bytes per image and host.
 
     One process draws it, and the others map it. The order is the same, number for number.
     """

@@ -90,7 +90,7 @@ def keep_tritons_code() -> None:
 
 
 def shared(kind: str, key: str, make: Callable[[], bytes | np.ndarray]) -> np.ndarray:
-    """Return make()'s bytes, uint8 and read-only. One process of the host makes them, and all map them.
+    """Return make()'s bytes, as uint8. One process of the host makes them, and all map them.
 
     kind is one of KEPT, and key names everything that the bytes depend on.
     """

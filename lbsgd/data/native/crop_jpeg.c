@@ -6,7 +6,7 @@
  * the time and drops everything next to the crop. The coefficients are the same, so at full scale the pixels equal those of
  * FFCV's decoder, bit for bit (tests/test_kernels.py). Progressive and other less common JPEGs are left to libjpeg-turbo.
  *
- * Numba calls this file through ctypes. Each thread has its own state, which is freed when the thread ends.
+ * Numba's compiled code calls these functions by name. Each thread has its own state, which is freed when the thread ends.
  */
 #include <pthread.h>
 #include <setjmp.h>
