@@ -47,11 +47,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="instead of --max_side: shrink images whose shorter side is longer",
     )
-    add("--quality", type=positive, default=90, help="quality of JPEGs that are encoded again, 1 to 100 (default: 90)")
+    quality = "quality of JPEGs that are encoded again, 1 to 100 (default: 90)"
+    add("--quality", type=positive, default=90, metavar="Q", help=quality)
     add(
         "--raw_fraction",
         type=fraction,
         default=0.0,
+        metavar="F",
         help="fraction of images kept as pixels: faster to read, much larger",
     )
     add("--reencode", action="store_true", help="encode all JPEGs, even those that could be kept untouched")
