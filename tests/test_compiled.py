@@ -227,7 +227,7 @@ def test_gradients_arrive_block_by_block():
 
 
 class Task:
-    judged_by = ()
+    counts = judged_by = ()
 
     def evaluate(self, network, batches):
         return {"outputs": len([network(batch) for batch in batches])}

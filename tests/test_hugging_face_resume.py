@@ -14,6 +14,7 @@ from test_libraries import Named, Recorder, WithLoss, config_of, floats
 
 import lbsgd
 from lbsgd.config.libraries.needs import needs_of
+from lbsgd.errors import ConfigError
 from lbsgd.train.engine import start_processes
 from lbsgd.train.hugging_face import _EpochLoader
 
@@ -108,12 +109,16 @@ def trained_again(folder):
             trainer.train()
         ends.append({name: value.clone() for name, value in floats(model.state_dict()).items()})
         told.append([str(each.message) for each in caught if "lbsgd" in str(each.message)])
-    return ends, told
+    trainer.args.gradient_accumulation_steps *= 2
+    with pytest.raises(ConfigError) as refused:
+        trainer.train()
+    return ends, told, str(refused.value)
 
 
 def test_a_second_run_of_a_trainer_begins_without_momentum_and_epochs_that_repeat_are_told(tmp_path):
-    [((once, again, _), told)] = in_processes(1, trained_again, str(tmp_path))
+    [((once, again, _), told, refused)] = in_processes(1, trained_again, str(tmp_path))
     assert distance(again, once) == 0.0
     assert told[:2] == [[], []]
     [said] = told[2]
-    assert said.startswith("lbsgd: another epoch takes the batches of epoch 2 in the same order")
+    assert said.startswith("lbsgd: another epoch takes the batches of epoch 0 in the same order")
+    assert "TrainingArguments has gradient_accumulation_steps=" in refused  # changed between two runs

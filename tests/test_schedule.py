@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 import lbsgd
@@ -87,6 +88,8 @@ def test_a_decay_inside_the_warmup_is_refused():
             lbsgd.LargeMinibatchSGD(warmup_epochs=50, decay_epochs=decays)
     lbsgd.LargeMinibatchSGD(warmup_epochs=30), lbsgd.LargeMinibatchSGD(warmup_epochs=5, decay_epochs=())
     lbsgd.LargeMinibatchSGD(warmup_epochs=50, target_batch_size=256)  # has no warmup
+    for points in (range(30, 90, 30), [30, 60], np.array([30, 60])):
+        assert lbsgd.LargeMinibatchSGD(decay_epochs=points).schedule(10).decay_iterations == (300, 600)
     for wrong in (math.nan, math.inf, "30", -1):
         with pytest.raises(ValueError, match="^a point of decay_epochs is "):
             lbsgd.LargeMinibatchSGD(decay_epochs=(30, wrong))

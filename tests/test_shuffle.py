@@ -145,6 +145,7 @@ def test_a_sampler_takes_no_other_process_s_share_for_want_of_a_rank(monkeypatch
     with pytest.raises(ValueError, match="init_process_group"):
         SharedShuffleSampler(1000, **cut)
     SharedShuffleSampler(1000, **cut, rank=1)
+    SharedShuffleSampler(1000, global_batch=96, micro_batch=8, world_size=1)  # this process alone, whoever started it
 
 
 @pytest.mark.parametrize("num_images", [0, 100, 255])

@@ -511,6 +511,17 @@ def test_the_noise_is_in_the_record_of_each_iteration_that_measured_it(tmp_path)
     assert ["noise_scale" in record for record in ours.reporter.log.iterations] == [True, False, True, False]
 
 
+@pytest.mark.parametrize("rank_0", [True, False])
+def test_all_processes_report_in_the_same_iterations_also_those_that_measure_the_noise(tmp_path, rank_0):
+    """A report is a collective call. Only rank 0 has a reporter."""
+    ours, reported = trainer(tmp_path, iterations=8, steps_per_print=5), []
+    ours.noise.every, ours.report_iteration = 3, reported.append
+    if not rank_0:
+        ours.reporter = None
+    ours.train(last_iteration=8)
+    assert reported == [0, 3, 5, 6]
+
+
 def test_a_measurement_of_the_noise_is_logged_at_its_own_iteration_however_rarely_records_are_written(tmp_path):
     ours = trainer(tmp_path, iterations=8, steps_per_print=5)
     ours.noise.every = 3

@@ -57,14 +57,14 @@ def appearing(output_dir: Path) -> Iterator[Path]:
         output_dir.parent.mkdir(parents=True, exist_ok=True)
         with alone_in(output_dir.parent):
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            yield partial
-            if output_dir.is_dir():
-                shutil.rmtree(partial)
-            else:
-                partial.rename(output_dir)
+            try:
+                partial.mkdir()
+                yield partial
+                if not output_dir.is_dir():
+                    partial.rename(output_dir)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise ConfigError(f"{output_dir} cannot be written ({error.strerror}); name another --output_dir") from None
 
 

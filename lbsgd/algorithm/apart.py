@@ -42,7 +42,8 @@ def warn_of_buffers_left_apart(model: nn.Module) -> None:
     buffers = dict(_other_buffers(model))
     if not buffers:
         return
-    device = next(chain(model.parameters(), buffers.values())).device  # where the processes' group can reach it
+    devices = [tensor.device for tensor in chain(model.parameters(), buffers.values())]
+    device = next((each for each in devices if each.type != "cpu"), devices[0])  # NCCL takes no tensor of a CPU
     most = torch.tensor([_checksum(buffer) for buffer in buffers.values()], device=device)
     least = most.clone()
     dist.all_reduce(most, dist.ReduceOp.MAX)

@@ -59,9 +59,11 @@ class SharedShuffleSampler(Sampler[list[int]]):
                 f"{num_images} images do not fill one global batch of {global_batch}, so no epoch has an iteration;"
                 " give more images or a smaller global_batch"
             )
+        if world_size == 1 and rank is None:
+            rank = 0
         if world_size is None or rank is None:
             process_group.require_met()
-        if rank is None and world_size is not None and world_size not in (0, 1, process_group.world_size()):
+        if rank is None and world_size not in (None, 0, process_group.world_size()):
             raise ValueError(f"world_size is {world_size}, and no rank is given: give rank, from 0 to {world_size - 1}")
         self.num_images, self.seed = num_images, seed
         self.cut = dict(

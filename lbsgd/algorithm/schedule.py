@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -109,19 +110,20 @@ class LargeMinibatchSGD:
         target_batch_size: int = 8192,
         *,
         warmup_epochs: float = 5,
-        decay_epochs: tuple[float, ...] = (30, 60, 80),
+        decay_epochs: Iterable[float] = (30, 60, 80),
         decay_factor: float = 0.1,
     ) -> None:
         self.base_lr, self.base_batch_size, self.target_batch_size = base_lr, base_batch_size, target_batch_size
         self.warmup_epochs = warmup_epochs if target_batch_size > base_batch_size else 0
-        self.decay_epochs, self.decay_factor = decay_epochs, decay_factor
+        self.decay_factor = decay_factor
         require_number(warmup_epochs, "warmup_epochs")
-        require_type(decay_epochs, (tuple, list), "decay_epochs", "give a tuple, (30,) for a single decay")
-        for epoch in decay_epochs:
+        require_type(decay_epochs, Iterable, "decay_epochs", "give a tuple, (30,) for a single decay")
+        self.decay_epochs = tuple(decay_epochs)
+        for epoch in self.decay_epochs:
             require_number(epoch, "a point of decay_epochs")
         self.schedule(iters_per_epoch=1)  # checks all other numbers
-        if decay_epochs and min(decay_epochs) < self.warmup_epochs:
-            raise ValueError(f"the decay at epoch {min(decay_epochs):g} is inside the {warmup_epochs:g} of warmup")
+        if (first := min(self.decay_epochs, default=math.inf)) < self.warmup_epochs:
+            raise ValueError(f"the decay at epoch {first:g} is inside the {warmup_epochs:g} of warmup")
 
     @property
     def scaled_lr(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -12,6 +13,8 @@ from torch.optim.optimizer import ParamsT
 
 from lbsgd.algorithm.choices import MomentumForm
 from lbsgd.errors import A_NETWORK, require_number, require_type
+
+BIAS = re.compile(r"(\w+_)?bias(_[ih]h\w*)?")  # neither bias_k of attention nor relative_position_bias_table
 
 
 class MomentumCorrectedSGD(torch.optim.SGD):
@@ -220,8 +223,7 @@ def _affine(name: str, norm: _BatchNorm) -> list[nn.Parameter]:
 
 def biases_of(module: nn.Module) -> list[nn.Parameter]:
     """Return a layer's own biases: its `bias`, and vectors such as in_proj_bias (attention) and bias_ih_l0 (LSTM)."""
-    named = module.named_parameters(recurse=False)
-    return [p for name, p in named if name == "bias" or ("bias" in name.split("_") and p.dim() == 1)]
+    return [p for name, p in module.named_parameters(recurse=False) if BIAS.fullmatch(name) and p.dim() <= 1]
 
 
 def lr_factor(group: dict[str, Any]) -> float:

@@ -20,13 +20,12 @@ def left_out_lines(source: Source) -> list[str]:
 
 def warning_lines(source: Source) -> list[str]:
     """Return a warning if all images are of one class, for example of a folder between train/ and the classes."""
-    origin, classes = source.train.origin, source.train.classes
-    if len(classes) > 1:
+    train = source.train
+    if len(train.classes) > 1:
         return []
-    return [
-        f"warning: {origin} has one class, {classes[0]}, with which nothing can be learned; a folder between train/ "
-        "and the classes is one too many"
-    ]
+    said = f"warning: {train.origin} has one class, {train.classes[0]}, with which nothing can be learned"
+    in_shards = train.shard_names or train.copied_from
+    return [said if in_shards else f"{said}; a folder between train/ and the classes is one too many"]
 
 
 def unusable_images(source: Source) -> list[str]:

@@ -223,7 +223,8 @@ def _nothing_found(path: Path, missing: list[str], data_dir: Path) -> DataError:
     zips = sorted(entry.name for entry in path.glob("*.zip")) if is_dir(path) else []
     kind = {"train/": "no training images", "val/": "no validation images"}
     what = kind[missing[0].split()[0]] if len(missing) == 1 else "no images"
-    named = [(path / name, split) for split in ("train", "val") for name in ALIKE[split] if is_dir(path / name)]
+    splits = [each.partition("/")[0] for each in missing]
+    named = [(path / name, split) for split in splits for name in ALIKE[split] if is_dir(path / name)]
     return DataError(
         f"{what} in {path}: no {', no '.join(missing)} found; expected train/<class>/* and val/<class>/* "
         f"there, or ImageNet's archives or Kaggle's folders; "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lbsgd.convert.archives import members
 from lbsgd.convert.files import Files, Member
-from lbsgd.convert.left_out import MISSING_IMAGE, path_reason
+from lbsgd.convert.left_out import MISSING_IMAGE, OTHER_FILE, path_reason
 from lbsgd.errors import DataError
 
 CLASS = ".cls"
@@ -25,6 +25,7 @@ def list_webdataset(folder: Path, shard_names: list[str]) -> Files:
 def _add_shard(files: Files, shard: int, path: Path) -> None:
     images: dict[str, Member] = {}
     classes: dict[str, Member] = {}
+    passed: set[str] = set()  # samples whose image is left out
     for member in members(path):
         folder, slash, base = member.name.rpartition("/")
         key = folder + slash + base.partition(".")[0]
@@ -32,11 +33,13 @@ def _add_shard(files: Files, shard: int, path: Path) -> None:
             classes[key] = member
         elif reason := path_reason(member.name):
             files.left_out.add(*reason)
+            if reason[0] != OTHER_FILE:  # an image of another kind, or in a hidden folder
+                passed.add(key)
         elif key in images:
             raise DataError(f"{path}: {images[key].name} and {member.name} are two images of one sample, {key!r}")
         else:
             images[key] = member
-    for key in classes.keys() - images.keys():
+    for key in classes.keys() - images.keys() - passed:
         files.left_out.add(MISSING_IMAGE, f"{key} in {path.name}")
     with open(path, "rb") as tar:
         for key, member in images.items():

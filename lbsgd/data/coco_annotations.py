@@ -223,7 +223,7 @@ class _Reader:
                 self.left_out["polygons of fewer than 3 points"] += len(outline) - len(with_area)
 
     def leave_out(self, said: str, what: str, number: int = 1) -> None:
-        if self.on_error == "fail":
+        if self.on_error != "skip":
             raise DataError(f"{self.path}: {said}; mend it, or leave such out with --on_error skip")
         self.left_out[what] += number
 

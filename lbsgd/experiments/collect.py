@@ -19,9 +19,9 @@ def collect(folder: Path, destination: Path) -> None:
         kept = thinned((folder / LOG_NAME).read_bytes().splitlines(keepends=True))
         destination.mkdir(parents=True, exist_ok=True)
         with alone_in(destination):  # another grid may publish the same run
-            replace_file(destination / LOG_NAME, b"".join(kept))
-            if exists(folder / DIVERGED):
+            if exists(folder / DIVERGED):  # the log comes last, because a kill must leave no log without its end
                 replace_file(destination / DIVERGED, (folder / DIVERGED).read_bytes())
+            replace_file(destination / LOG_NAME, b"".join(kept))
     except OSError as error:
         raise DataError(f"{folder} cannot be published in {destination}: {error.strerror}") from None
 
@@ -30,7 +30,7 @@ def bring_back(published: Path, folder: Path) -> None:
     """Copy a run's published log to the grid's folder, so that a run that ended elsewhere counts as done here."""
     if exists(folder / LOG_NAME):
         return  # keep this machine's log, which is not thinned
-    for name in (DIVERGED, LOG_NAME):  # the log last, because a kill in between must leave no log without its end
+    for name in (DIVERGED, LOG_NAME):  # in the order of `collect`
         if exists(published / name):
             folder.mkdir(parents=True, exist_ok=True)
             replace_file(folder / name, (published / name).read_bytes())

@@ -74,7 +74,7 @@ def draw_errors(axes: Axes, run: LoggedRun) -> Line2D:
     axes.set_ylabel(f"{measure.name} ({measure.unit})" if measure.unit else measure.name)
     if measure.unit == "%":
         axes.set_ylim(0, 100)
-    else:
+    elif axes.dataLim.y0 >= 0:
         begin_at_zero(axes, measure.unit)
     lines = "solid: validation" + ("   dashed: training" if measure.training else "")
     axes.set_title(lines, loc="left", fontsize="medium", color="dimgrey")

@@ -49,10 +49,14 @@ class GradientNoise:
         self.found: dict[str, Any] = {}
         self.iteration, self.passes = -1, 0
 
+    def measures(self, iteration: int) -> bool:
+        """Whether an iteration is measured, on all processes or on none."""
+        return self.every is not None and iteration % self.every == 0
+
     @contextmanager
     def watching(self, iteration: int) -> Iterator[None]:
         """Wrap the backward of one pass: add up its squared gradients, and measure after the last pass."""
-        if not self.every or iteration % self.every:
+        if not self.measures(iteration):
             yield
             return
         if iteration != self.iteration:

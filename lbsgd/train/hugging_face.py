@@ -75,13 +75,14 @@ class LargeMinibatchTrainer:
         return self._parts
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        self.optimizer = None  # an earlier call's has momentum; with DeepSpeed the Trainer drops it as well
+        # An earlier call's optimizer has momentum, and its sampler the data of that time.
+        self.optimizer = self._parts = None
         return super().train(*args, **kwargs)  # type: ignore[misc]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self._parts = parts_around(self.parts.sampler, self.model, self.plan)  # the loader has this sampler already
-            self.optimizer = self.parts.optimizer
+            self.optimizer = self._parts.optimizer
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:

@@ -91,7 +91,7 @@ class Reporter:
         try:
             self.engine.monitor.write_events(events)
         except OSError as error:
-            self.progress.say(f"warning: a monitor's file could not be written ({error}); training goes on")
+            self.advise("monitor", f"a monitor's file could not be written ({error}); training goes on")
 
     def advise_on_waiting(self, waited_pct: float) -> None:
         """Say once what to change if an epoch's training waited for images."""

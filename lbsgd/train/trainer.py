@@ -150,7 +150,7 @@ class Trainer:
         """Report, save or stop between two iterations, if due."""
         if self.reporter:
             self.reporter.advance()
-        if (self.iteration - 1) % self.plan.steps_per_print == 0 or self.noise.found:
+        if (self.iteration - 1) % self.plan.steps_per_print == 0 or self.noise.measures(self.iteration - 1):
             self.report_iteration(self.iteration - 1)
         if self.iteration < last_iteration and (self.decision.save or self.saver.due_by_iterations()):
             self.save()

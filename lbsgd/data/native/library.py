@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from sysconfig import get_config_var
 
+from lbsgd.disk import exists
 from lbsgd.errors import DataError
 
 LIBRARY = "_kernels*.so"  # next to this file; setup.py names it
@@ -19,7 +20,7 @@ def library(folder: Path = Path(__file__).parent) -> ctypes.CDLL | None:
     Raises DataError if the kernels cannot be loaded, or are of another version of lbsgd.
     """
     own = folder / LIBRARY.replace("*.so", str(get_config_var("EXT_SUFFIX")))
-    path = own if own.exists() else next(folder.glob(LIBRARY), None)
+    path = own if exists(own) else next(folder.glob(LIBRARY), None)
     if path is None:
         return None
     try:
