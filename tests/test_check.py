@@ -558,6 +558,18 @@ def test_a_range_of_versions_is_a_table_of_what_changes(tmp_path, capsys):
     assert main(["check", str(path), "--deepspeed", "0.16..0.18"]) == 0
 
 
+@pytest.mark.parametrize("columns, listed", [(60, True), (100, False)])
+def test_that_table_fits_the_terminal(tmp_path, capsys, monkeypatch, columns, listed):
+    monkeypatch.setattr("lbsgd.report.lines.on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ds.json").write_text(json.dumps({**SGD, "data_types": {"keep_in_fp32_modules": ["a"]}}))
+    main(["check", "ds.json", "--deepspeed", "0.16..0.19"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert any("keep_in_fp32_modules: 0.16 " in line for line in lines) is listed
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [

@@ -51,17 +51,28 @@ def table(file: str, inspections: Sequence[Inspection], versions: Sequence[str])
     differing = [row for row in rows if len({column.get(row) for column in columns}) > 1]
     same = [row for row in rows if row not in differing]
     yield on_width(f"{printable(file)}  DeepSpeed {', '.join(accepted(version).version for version in versions)}", 4)
-    width = max((len(printable(key)) for _, key in differing), default=0)
-    if differing:
-        yield f"  {'':5}{'':{width}}  " + "".join(f"{version:9}" for version in versions).rstrip()
-    for code, key in differing:
-        cells = "".join(f"{column.get((code, key), '-'):9}" for column in columns)
-        yield f"  {code:5}{printable(key):{width}}  {cells.rstrip()}"
+    yield from rows_of(differing, columns, versions) if differing else ()
     errors = [each for each in inspections[-1].findings if (each.code, each.key) in same and each.severity == "error"]
     yield f"  {counted(len(same), 'finding')} the same in all" + (
         f", {counted(len(errors), 'error')}:" if errors else ""
     )
     yield from (on_width(f"  {each.code:5}{printable(each.key)} {printable(each.message)}", 7) for each in errors)
+
+
+def rows_of(rows: Sequence[Row], columns: Sequence[dict[Row, str]], versions: Sequence[str]) -> Iterator[str]:
+    """Yield a column of severities for each version or, where that is wider than the terminal, a list for each row."""
+    width = max(len(printable(key)) for _, key in rows)
+    named = [
+        (f"  {code:5}", printable(key), [column.get((code, key), "-") for column in columns]) for code, key in rows
+    ]
+    lines = [f"{'':7}{'':{width}}  " + "".join(f"{version:9}" for version in versions).rstrip()]
+    lines += [f"{code}{key:{width}}  {''.join(f'{cell:9}' for cell in cells).rstrip()}" for code, key, cells in named]
+    if all(on_width(line) == line for line in lines):
+        yield from lines
+        return
+    for code, key, cells in named:
+        found = ", ".join(f"{version} {cell}" for version, cell in zip(versions, cells, strict=True))
+        yield on_width(f"{code}{key}: {found}", 7)
 
 
 def severities(inspection: Inspection) -> dict[Row, str]:
