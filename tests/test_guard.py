@@ -958,3 +958,13 @@ def test_a_thread_of_ours_that_still_waits_makes_no_finished_run_fail(name, code
     buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
     done = subprocess.run([sys.executable, "-c", script], env=buffered, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (code, "all is written\n")
+
+
+def test_the_guard_looks_once_before_it_waits():
+    """A small run has made ten iterations half a second later, though its launcher was gone before it began."""
+    order, closing = [], threading.Event()
+    guard = Mock(closing=closing, hang_timeout=60, moved=time.monotonic(), stop_requested=None)
+    guard.lost_launcher.side_effect = lambda: order.append("looks") or "its launcher is gone"
+    guard.signals.wait.side_effect = lambda seconds: order.append("waits") or closing.set() or []
+    Guard.watch(guard)
+    assert order == ["looks", "waits"] and guard.request_stop.call_args.args == ("its launcher is gone",)

@@ -99,11 +99,9 @@ class Guard:
     # --- what can end the process ------------------------------------------------------------------------------------
 
     def watch(self) -> None:
-        """Look twice a second for signals, dead launchers and expired time limits."""
+        """Look twice a second for signals, dead launchers and expired time limits, for the first time at once."""
         looked = time.monotonic()
         while not self.closing.is_set():
-            for number in self.signals.wait(0.5):
-                self.signalled(number)
             now = time.monotonic()
             if now - looked > max(STOPPED_SECONDS, self.hang_timeout / 2):
                 self.moved = now  # Ctrl-Z, Slurm or a container's pause has stopped this process, so nothing could move
@@ -117,6 +115,8 @@ class Guard:
                 if cause or (self.moved == moved and not self.closing.is_set()):
                     self.end(cause or self.hanging())
             looked = time.monotonic()
+            for number in self.signals.wait(0.5):
+                self.signalled(number)
 
     def signalled(self, number: signal.Signals) -> None:
         now = time.monotonic()
