@@ -18,7 +18,10 @@ from lbsgd.errors import DataError
 
 MADE = {**LAYOUTS, "shards": webdataset}
 LISTED = ("folders", "kaggle", "unpacked", "kaggle from within")
-TIMES = "names and sizes in {} agree with it, times do not: --data_dir {} --verify --source {} compares the images"
+TIMES = (
+    "names and sizes in {} agree with it, times do not; to compare the images run: lbsgd convert --source {} --data_dir"
+    " {} --verify"
+)
 
 
 @pytest.fixture
@@ -99,7 +102,7 @@ def test_a_source_of_the_same_names_and_sizes_and_other_times_is_not_called_comp
     before = (tmp_path / "data/val.beton").stat().st_mtime_ns
     convert(tree, tmp_path / "data", **SETTINGS)
     complete, times = capsys.readouterr().out.splitlines()
-    assert "data is complete: " in complete and times == TIMES.format(tree, tmp_path / "data", tree)
+    assert "data is complete: " in complete and times == TIMES.format(tree, tree, tmp_path / "data")
     assert (tmp_path / "data/val.beton").stat().st_mtime_ns == before
     with pytest.raises(DataError, match="image 1 .* is not what .*val/bee/1.JPEG gives"):
         verify(tmp_path / "data", 1, tree)
@@ -122,7 +125,7 @@ def test_an_archive_of_another_time_is_listed_and_its_time_told(tmp_path, capsys
     os.utime(source, (1, 1))
     capsys.readouterr()
     convert(source, tmp_path / "data", **SETTINGS)
-    assert capsys.readouterr().out.splitlines()[1:] == [TIMES.format(source, tmp_path / "data", source)]
+    assert capsys.readouterr().out.splitlines()[1:] == [TIMES.format(source, source, tmp_path / "data")]
 
 
 def test_a_manifest_of_an_earlier_converter_tells_as_much_as_it_holds(tmp_path, capsys):

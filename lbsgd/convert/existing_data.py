@@ -14,6 +14,7 @@ from lbsgd.convert.source_images import SPLITS, Source
 from lbsgd.convert.sources import source_version
 from lbsgd.convert.work_folder import CONVERTER_VERSION, conversion_identity, damage_passed_over, is_partly_published
 from lbsgd.data.beton import BetonFile
+from lbsgd.data.beton_format import converting_into
 from lbsgd.data.folder import Manifest
 from lbsgd.disk import exists, is_dir, is_there, nearest
 from lbsgd.errors import DataError
@@ -112,8 +113,8 @@ def complete_lines(data_dir: Path, data: Manifest, source: Source | None = None)
     ]
     if source and data.stamps not in ("", source.stamps_digest()):
         lines.append(
-            f"names and sizes in {source.path} agree with it, times do not: --data_dir {data_dir} --verify --source "
-            f"{source.path} compares the images"
+            f"names and sizes in {source.path} agree with it, times do not; to compare the images run: "
+            f"{converting_into(data_dir, source.path)} --verify"
         )
     return lines
 
