@@ -45,21 +45,25 @@ def lay_out(images: Path, folder: Path, num_images: int) -> Path:
     return folder
 
 
+def is_jpeg(path: Path) -> bool:
+    return path.suffix.lower() in (".jpg", ".jpeg")
+
+
 def jpegs_of(images: Path) -> list[bytes]:
     """Return the JPEGs in a tar or a folder. Raises DataError if there are none."""
     if not is_there(images):
         raise DataError(f"--images {images}: no such file")
     if images.is_dir():
-        jpegs = [path.read_bytes() for path in sorted(images.rglob("*.JPEG"))]
+        jpegs = [path.read_bytes() for path in sorted(images.rglob("*")) if is_jpeg(path)]
     else:
         try:
             with tarfile.open(images) as tar:
-                files = [tar.extractfile(info) for info in tar if info.isfile() and info.name.endswith(".JPEG")]
+                files = [tar.extractfile(info) for info in tar if info.isfile() and is_jpeg(Path(info.name))]
                 jpegs = [file.read() for file in files if file]
         except (OSError, tarfile.TarError):
             raise DataError(f"--images {images} cannot be read as a tar; give a tar or a folder of JPEGs") from None
     if not jpegs:
-        raise DataError(f"--images {images} holds no *.JPEG; give a tar or a folder with such names")
+        raise DataError(f"--images {images} holds no .jpg and no .jpeg; give a tar or a folder with such names")
     return jpegs
 
 
