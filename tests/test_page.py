@@ -15,7 +15,7 @@ from PIL import Image
 from lbsgd.errors import ConfigError
 from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
 from lbsgd.experiments.checkout import ROOT
-from lbsgd.experiments.reproduce import Request, report
+from lbsgd.experiments.reproduce import GridRequest, report
 from lbsgd.report.page import Chart, Page, Section, Series, asset
 from lbsgd.report.run_log import DIVERGED, read_run
 from lbsgd.report.run_page import configuration, run_page
@@ -123,7 +123,7 @@ def test_the_page_fits_a_narrow_screen(group, tmp_path, width):
 @pytest.mark.parametrize("width", [390, 1400])
 def test_claims_can_be_read_beside_their_answers(tmp_path, width):
     """Long words wrap, a claim is no column of single words, and its answer is visible."""
-    request = Request((STUDIES["table3a"],), DATA_SETS["scenes"], (0, 1, 2), ROOT, tmp_path)
+    request = GridRequest((STUDIES["table3a"],), DATA_SETS["scenes"], (0, 1, 2), ROOT, tmp_path)
     shutil.copytree(ROOT / "results" / "scenes" / "runs", request.logs)
     report(request, "0123456789")
     page = tmp_path / "scenes" / "table3a" / "index.html"

@@ -30,7 +30,7 @@ from lbsgd.experiments.collect import MOST_BYTES, bring_back, collect
 from lbsgd.experiments.grid import Job, Row, gradual, jobs_of
 from lbsgd.experiments.launch import Grid, Machine
 from lbsgd.experiments.overview import Overview
-from lbsgd.experiments.reproduce import Request, prepare, report, reproduce, require_together
+from lbsgd.experiments.reproduce import GridRequest, prepare, report, reproduce, require_together
 from lbsgd.experiments.runner import Runner
 from lbsgd.processes.signals import STOP_SIGNALS
 from lbsgd.report.run_log import DIVERGED, read_run
@@ -125,7 +125,7 @@ def test_a_waiting_run_that_another_grid_finishes_is_published_and_does_not_run_
 
 def test_rows_that_studies_share_run_once(tmp_path):
     studies = tuple(STUDIES[name] for name in ("table1", "table2a", "table2b", "figure1"))
-    request = Request(studies, DIGITS, (0, 1, 2, 3, 4), tmp_path, tmp_path)
+    request = GridRequest(studies, DIGITS, (0, 1, 2, 3, 4), tmp_path, tmp_path)
     assert len(request.rows) == 16 and len(request.jobs) == 80
     assert len({job.name for job in request.jobs}) == 80
     assert [job.seed for job in request.jobs[:16]] == [0] * 16  # first all rows with one seed
@@ -133,11 +133,11 @@ def test_rows_that_studies_share_run_once(tmp_path):
 
 def test_studies_of_one_grid_share_its_code_its_logs_and_the_rows_of_the_same_name(tmp_path):
     names = ("longer_table1", "longer_table2a", "longer_table2b", "longer_figure5")
-    together = Request(tuple(STUDIES[name] for name in names), DIGITS, (0,), tmp_path, tmp_path)
+    together = GridRequest(tuple(STUDIES[name] for name in names), DIGITS, (0,), tmp_path, tmp_path)
     assert [row.name for row in together.rows if row.name in ("x1", "x8")] == ["x1", "x8"]
     assert len(together.rows) == len(set(together.rows)) == 4 + 8 + 4 - 2 - 2
     for name in names:
-        alone = Request((STUDIES[name],), DIGITS, (0,), tmp_path, tmp_path)
+        alone = GridRequest((STUDIES[name],), DIGITS, (0,), tmp_path, tmp_path)
         assert (alone.grid, alone.logs) == (together.grid, together.logs)
         assert set(alone.rows) <= set(together.rows)  # the same rows, because a name stands for one recipe
 
@@ -441,7 +441,7 @@ def test_data_made_by_other_code_are_refused_with_what_to_do(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "tool.py").write_text("import sys; sys.exit('error: already holds another data set')")
     data = replace(DIGITS, prepare=(("tool.py",),), data_dir="{work_dir}/data")
-    request = Request((), data, (0,), tmp_path, tmp_path)
+    request = GridRequest((), data, (0,), tmp_path, tmp_path)
     with pytest.raises(DataError, match="another data set; if other code than 0123456789 made .*/data, delete it$"):
         prepare(request, Checkout(tmp_path, "0123456789abc"))
 
@@ -521,7 +521,7 @@ def test_what_cannot_be_published_ends_no_grid(tmp_path, monkeypatch, capsys, fa
 
 def test_a_study_without_a_run_is_told(tmp_path):
     with pytest.raises(DataError, match="runs holds no run of table1, so there is nothing to report"):
-        report(Request((STUDIES["table1"],), DIGITS, (0,), tmp_path, tmp_path), "abc")
+        report(GridRequest((STUDIES["table1"],), DIGITS, (0,), tmp_path, tmp_path), "abc")
 
 
 def test_a_grid_killed_while_its_checkout_was_made_goes_on(tmp_path, repository):
@@ -536,7 +536,7 @@ def test_a_second_start_of_a_grid_waits_until_code_and_data_of_the_first_are_the
     """Otherwise it would take the first one's checkout for the remains of a killed start."""
     begun = []
     monkeypatch.setattr("lbsgd.experiments.reproduce.begin", lambda request: sys.exit(begun.append(request)))
-    request = Request((STUDIES["table1"],), DIGITS, (0,), tmp_path, tmp_path / "results")
+    request = GridRequest((STUDIES["table1"],), DIGITS, (0,), tmp_path, tmp_path / "results")
 
     def start():
         with suppress(SystemExit):

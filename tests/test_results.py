@@ -10,7 +10,7 @@ import pytest
 from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
 from lbsgd.experiments.checkout import NOTE, ROOT, noted_commit
 from lbsgd.experiments.collect import MOST_BYTES
-from lbsgd.experiments.reproduce import Request, report
+from lbsgd.experiments.reproduce import GridRequest, report
 from lbsgd.report.regions import BEGIN, updated
 
 RESULTS = ROOT / "results"
@@ -25,7 +25,7 @@ def test_something_is_published():
 
 @pytest.mark.parametrize(("data", "study"), PUBLISHED)
 def test_tables_pictures_and_page_are_those_of_the_logs(data, study, tmp_path, capsys):
-    request = Request((STUDIES[study],), DATA_SETS[data], (), work_dir=ROOT, results=RESULTS)
+    request = GridRequest((STUDIES[study],), DATA_SETS[data], (), work_dir=ROOT, results=RESULTS)
     fewest = min(len(list((request.logs / row.name).glob("seed*"))) for row in request.rows)
     again = replace(request, results=tmp_path, seeds=tuple(range(fewest)))  # other studies share rows, with more seeds
     shutil.copytree(request.logs, again.logs)

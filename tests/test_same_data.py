@@ -14,7 +14,7 @@ from lbsgd.data.folder import open_data
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
 from lbsgd.experiments.checkout import NOTE, ROOT, Checkout, noted_commit
-from lbsgd.experiments.reproduce import Request, begin, report
+from lbsgd.experiments.reproduce import GridRequest, begin, report
 from lbsgd.experiments.same_data import fingerprint_of, require_same_data
 from lbsgd.train.coco_source import coco_files
 
@@ -58,7 +58,7 @@ def test_a_detector_s_images_are_told_as_its_log_tells_them(tmp_path, monkeypatc
 
 def test_other_images_are_refused_before_anything_is_trained(tmp_path, monkeypatch):
     data = replace(DIGITS, prepare=(), complete="", data_dir="{work_dir}")
-    request = Request((STUDIES["table1"],), data, (0, 1), tmp_path, tmp_path / "results")
+    request = GridRequest((STUDIES["table1"],), data, (0, 1), tmp_path, tmp_path / "results")
     of_data(write_log(request.logs, ROW, 0, [1.0]), "f" * 64)
     monkeypatch.setattr("lbsgd.experiments.reproduce.open_checkout", lambda *places: HERE)
     monkeypatch.setattr("lbsgd.experiments.same_data.fingerprint_of", lambda *folder: "0" * 64)
@@ -73,7 +73,7 @@ def test_a_warning_says_where_the_images_cannot_be_told(tmp_path, capsys):
 
 
 def test_two_rows_of_one_name_are_refused_and_none_is_lost(tmp_path):
-    request = Request((STUDIES["table1"],), DIGITS, (0, 1), tmp_path, tmp_path / "results")
+    request = GridRequest((STUDIES["table1"],), DIGITS, (0, 1), tmp_path, tmp_path / "results")
     for seed in (0, 1):
         of_data(write_log(request.logs, ROW, seed, [1.0]), str(seed) * 64)
     with pytest.raises(DataError, match="x1/seed0/log.jsonl and .*x1/seed1/log.jsonl are of one row by their folders"):

@@ -12,7 +12,7 @@ from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
 from lbsgd.experiments.checkout import NOTE, ROOT, Checkout
 from lbsgd.experiments.grid import Job
 from lbsgd.experiments.launch import Grid, Machine, plan_of
-from lbsgd.experiments.reproduce import Request, require_inputs, require_together
+from lbsgd.experiments.reproduce import GridRequest, require_inputs, require_together
 from lbsgd.report.measure import DETECTOR, as_data
 from lbsgd.report.paper_tables import paper_tables
 from lbsgd.report.run_log import DIVERGED, RunLog
@@ -44,7 +44,7 @@ def test_a_run_starts_from_the_backbone_of_its_seed(tmp_path):
 
 
 def request(folder, *studies):
-    return Request(studies, SCENES, (0, 1), folder, folder / "results")
+    return GridRequest(studies, SCENES, (0, 1), folder, folder / "results")
 
 
 def test_a_backbone_that_is_not_there_is_named_with_the_command_that_makes_it(tmp_path):

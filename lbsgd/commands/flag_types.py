@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from lbsgd.commands.help import Help
 from lbsgd.errors import ConfigError
 
-Group = ArgumentParser | _ArgumentGroup  # what takes flags
+TakesFlags = ArgumentParser | _ArgumentGroup  # what takes flags
 TOO_LARGE = 10**12  # above any count of images, iterations or seconds: a typing mistake
 NAMES = {"settings": "--set", "source": "--from", "library": "--for", "files": "FILE"}  # flags by their `dest`
 
@@ -135,7 +135,7 @@ def finite(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def add_settings(flags: Group) -> None:
+def add_settings(flags: TakesFlags) -> None:
     """Add `--set KEY=VALUE`, which several commands take; the values arrive as `settings`."""
     text = "any key of the JSON, such as lbsgd.warmup.epochs=2; null deletes it; what depends on it is derived again"
     flags.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help=text)

@@ -6,7 +6,16 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from lbsgd.commands.flag_types import Group, OneLineParser, add_settings, interval, named, natural, positive, seconds
+from lbsgd.commands.flag_types import (
+    OneLineParser,
+    TakesFlags,
+    add_settings,
+    interval,
+    named,
+    natural,
+    positive,
+    seconds,
+)
 from lbsgd.config.precision import PRECISIONS
 from lbsgd.errors import ConfigError
 
@@ -78,7 +87,7 @@ def add_output(flags: argparse.ArgumentParser) -> None:
     add("--checkpoint_every", type=interval, metavar="N|Nm", help=often)
 
 
-def add_ends(group: Group) -> None:
+def add_ends(group: TakesFlags) -> None:
     group.add_argument("--epochs", type=positive, metavar="N", help="stop after this epoch")
     group.add_argument("--max_iterations", type=positive, metavar="N", help="stop after this many iterations in all")
 

@@ -70,7 +70,7 @@ def list_or_reproduce(given: argparse.Namespace) -> None:
     from lbsgd.errors import ConfigError
     from lbsgd.experiments.catalogue import find_data_set, find_study
     from lbsgd.experiments.checkout import ROOT
-    from lbsgd.experiments.reproduce import Request, listed, reproduce
+    from lbsgd.experiments.reproduce import GridRequest, listed, reproduce
 
     studies = tuple(find_study(name) for name in given.studies)
     for study in studies:
@@ -79,7 +79,7 @@ def list_or_reproduce(given: argparse.Namespace) -> None:
                 f"reproduce: the runs of {study.name} are of another grid than those of {studies[0].name}; give a "
                 "command for each"
             )
-    request = Request(
+    request = GridRequest(
         studies=studies,
         data=find_data_set(given.data_set),
         seeds=given.seeds,

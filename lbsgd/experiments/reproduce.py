@@ -37,7 +37,7 @@ from lbsgd.report.write import families_at, rows_by_name, write_report
 
 
 @dataclass(frozen=True)
-class Request:
+class GridRequest:
     """What a command asks for.
 
     work_dir    the folder of data/ and runs/
@@ -89,20 +89,20 @@ class Request:
         return jobs_of(self.rows, self.seeds)
 
 
-def listed(request: Request) -> str:
+def listed(request: GridRequest) -> str:
     """Return the commands of all runs, one per line, for the current folder."""
     require_possible(request)
     grid = grid_of(request)
     return "\n".join(shlex.join(launch.command(job, grid, Path.cwd())) for job in request.jobs)
 
 
-def grid_of(request: Request) -> Grid:
+def grid_of(request: GridRequest) -> Grid:
     """Return the grid on this machine. Raises ConfigError as `Machine.here` does."""
     machine = Machine.here(request.data, request.side_by_side)
     return Grid(request.data, request.work_dir, request.grid, machine, request.epochs)
 
 
-def reproduce(request: Request) -> None:
+def reproduce(request: GridRequest) -> None:
     """Run a grid to its end. Raises Stopped after a stop signal; the same command then goes on."""
     require_possible(request)
     commit = noted_commit(request.published)
@@ -129,7 +129,7 @@ def reproduce(request: Request) -> None:
     report(request, checkout.commit)
 
 
-def begin(request: Request) -> Checkout:
+def begin(request: GridRequest) -> Checkout:
     """Return the grid's code, after making everything that its runs need."""
     begins = not exists(request.grid / NOTE)
     checkout = open_checkout(request.grid, None if request.epochs else request.published)
@@ -147,7 +147,7 @@ def begin(request: Request) -> Checkout:
     return checkout
 
 
-def report(request: Request, commit: str) -> None:
+def report(request: GridRequest, commit: str) -> None:
     """Print tables and answers of each study, and write them next to its logs with curves and page."""
     for study in request.studies:
         rows = study.rows(request.data)
@@ -178,7 +178,7 @@ def write_study(
     rewrite_file(folder / "claims.md", f"# {title}\n\nCommit {commit}.\n\n{markdown(found)}".encode())
 
 
-def require_possible(request: Request) -> None:
+def require_possible(request: GridRequest) -> None:
     """Raise ConfigError, before anything runs, if a study or a row is not possible."""
     if not exists(ROOT / request.data.config):  # a wheel has neither recipes nor ds_configs
         raise ConfigError(
@@ -212,7 +212,7 @@ def require_inputs(jobs: Sequence[Job], work_dir: Path) -> None:
                 )
 
 
-def prepare(request: Request, checkout: Checkout) -> None:
+def prepare(request: GridRequest, checkout: Checkout) -> None:
     """Make the data folder with the repository's own tools, which leave a complete folder as it is."""
     places, folder = {"work_dir": request.work_dir}, request.data_folder
     for arguments in request.data.prepare:
