@@ -10,7 +10,6 @@ import torch
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.train.passes import watch_passes
-from lbsgd.train.used_parts import require_same_parts
 
 
 def hold_to_plan(engine: Any, plan: Plan) -> None:
@@ -52,7 +51,6 @@ def hold_to_plan(engine: Any, plan: Plan) -> None:
     engine.basic_optimizer.register_step_pre_hook(before_update)
     engine.set_train_batch_size = engine.set_train_micro_batch_size = refuse_another_batch
     engine.zero_grad = lambda: drop_gradients(engine.module)  # which DeepSpeed calls in each update at stage 0
-    require_same_parts(engine, plan)
     watch_passes(engine, plan)
 
 
