@@ -48,6 +48,7 @@ def main(rank, world_size):
     from lbsgd.data.share import Pixels
     from lbsgd.processes.environment import Processes
     from lbsgd.processes.guard import Guard
+    from lbsgd.train import engine as lbsgd_engine
     from lbsgd.train.aggregation import phases
     from lbsgd.train.aggregation.placement import Placement
     from lbsgd.train.images import Images, fake_images
@@ -63,7 +64,8 @@ def main(rank, world_size):
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     servers = tuple(tuple(range(first, first + SERVER)) for first in range(0, world_size, SERVER))
     Placement.gather = classmethod(lambda cls: cls(servers))  # no other process answers
-    phases.timeout_of = lambda device: timedelta(minutes=10)  # the fake group has none
+    phases.timeout_of = lambda device: timedelta(minutes=10)  # the fake group has none, and takes none
+    lbsgd_engine.share_timeout = lambda copy, device: None
     task, overrides = ResNet50(), Overrides(global_batch=32 * world_size, micro_batch=32, resolution=32)
     plan = lbsgd.Plan.read(ROOT / "ds_configs/8k_fp32.json", world_size, NUM_IMAGES, overrides)
     engine, _ = lbsgd.initialize(task.network(1000, plan), plan)

@@ -21,6 +21,7 @@ from grid_logs import DIGITS, write_log
 
 from lbsgd.commands.main import main
 from lbsgd.commands.reproduce import seeds
+from lbsgd.commands.simulate import NOT_SIMULATED
 from lbsgd.disk import alone_in
 from lbsgd.errors import ConfigError, DataError, Stopped, TrainingError
 from lbsgd.experiments import launch
@@ -315,6 +316,13 @@ def test_progress_counts_the_epochs_of_each_row(tmp_path):
     for given, expected in ((None, "6"), (2, "2"), (10, "6")):  # --epochs ends runs earlier, and lengthens none
         command = launch.command(Job(rows[1], 0), Grid(DATA, tmp_path, tmp_path, Machine(1, 1), given))
         assert command.count("--epochs") == 1 and command[command.index("--epochs") + 1] == expected
+
+
+@pytest.mark.parametrize("study", ["async", "update-magnitude"])
+def test_a_simulated_run_is_given_no_flag_that_simulations_refuse(tmp_path, study):
+    for row in STUDIES[study].rows(DATA):
+        command = launch.command(Job(row, 0), Grid(DATA, tmp_path, tmp_path, Machine(1, 1)))
+        assert not {flag for flag in NOT_SIMULATED if f"--{flag}" in command}
 
 
 IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@b")

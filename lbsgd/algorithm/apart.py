@@ -43,7 +43,8 @@ def warn_of_buffers_left_apart(model: nn.Module) -> None:
     if not buffers:
         return
     devices = [tensor.device for tensor in chain(model.parameters(), buffers.values())]
-    device = next((each for each in devices if each.type != "cpu"), devices[0])  # NCCL takes no tensor of a CPU
+    reached = (each for each in devices if each.type not in ("cpu", "meta"))  # NCCL reaches no tensor of a CPU
+    device = next(reached, devices[0])
     most = torch.tensor([_checksum(buffer) for buffer in buffers.values()], device=device)
     least = most.clone()
     dist.all_reduce(most, dist.ReduceOp.MAX)

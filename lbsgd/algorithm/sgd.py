@@ -223,7 +223,8 @@ def _affine(name: str, norm: _BatchNorm) -> list[nn.Parameter]:
 
 def biases_of(module: nn.Module) -> list[nn.Parameter]:
     """Return a layer's own biases: its `bias`, and vectors such as in_proj_bias (attention) and bias_ih_l0 (LSTM)."""
-    return [p for name, p in module.named_parameters(recurse=False) if BIAS.fullmatch(name) and p.dim() <= 1]
+    named = module.named_parameters(recurse=False)
+    return [p for name, p in named if name == "bias" or (BIAS.fullmatch(name) and p.dim() <= 1)]
 
 
 def lr_factor(group: dict[str, Any]) -> float:

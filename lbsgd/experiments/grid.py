@@ -72,6 +72,7 @@ class Row:
     epochs           the epochs of a run, if not the data set's
     inputs           flags with files that other runs made, such as ("--backbone_weights", "{work_dir}/.../weights.pt")
     made_by          the command that makes these files
+    is_simulated     whether the script simulates workers on one process (`commands.simulate`)
     """
 
     name: str
@@ -82,6 +83,7 @@ class Row:
     epochs: int | None = None
     inputs: tuple[tuple[str, str], ...] = ()
     made_by: str = ""
+    is_simulated: bool = False
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def command(job: Job, grid: Grid, place: Path | None = None) -> list[str]:
         *("--data_dir", path(Path(data.data_dir.format(work_dir=grid.work_dir)))),
         *("--output_dir", path(job.folder(grid.runs))),
         *("--loader_threads", str(max(1, grid.machine.threads // processes))),
-        *("--hang_timeout", str(PATIENCE_SECONDS)),
+        *(() if job.row.is_simulated else ("--hang_timeout", str(PATIENCE_SECONDS))),
         *(("--epochs", str(epochs)) if epochs else ()),
         "--resume",
     ]

@@ -21,7 +21,8 @@ def rows(data: DataSet) -> tuple[Row, ...]:
     if data.name != "digits":
         return ()  # the recipe's network is for the digits only
     return tuple(
-        Row(f"x{data.large}_simulated_{kind}", data.large, script=SCRIPT, flags=("--updates", kind)) for kind in NAMES
+        Row(f"x{data.large}_simulated_{kind}", data.large, script=SCRIPT, flags=("--updates", kind), is_simulated=True)
+        for kind in NAMES
     )
 
 

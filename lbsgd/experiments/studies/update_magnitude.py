@@ -14,8 +14,8 @@ def rows(data: DataSet) -> tuple[Row, ...]:
         return ()  # the recipe's network is for the digits only
     none = (setting("warmup", {"kind": "none", "epochs": 0}),)
     return (
-        Row(f"x{data.large}_steps_gradual", data.large, (), SCRIPT, epochs=EPOCHS),
-        Row(f"x{data.large}_steps_no_warmup", data.large, none, SCRIPT, epochs=EPOCHS),
+        Row(f"x{data.large}_steps_gradual", data.large, (), SCRIPT, epochs=EPOCHS, is_simulated=True),
+        Row(f"x{data.large}_steps_no_warmup", data.large, none, SCRIPT, epochs=EPOCHS, is_simulated=True),
     )
 
 
