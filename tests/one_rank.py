@@ -66,6 +66,7 @@ def main(rank, world_size):
     Placement.gather = classmethod(lambda cls: cls(servers))  # no other process answers
     phases.timeout_of = lambda device: timedelta(minutes=10)  # the fake group has none, and takes none
     lbsgd_engine.share_timeout = lambda copy, device: None
+    lbsgd_engine.require_alike = lambda model, plan: None  # no other process answers
     task, overrides = ResNet50(), Overrides(global_batch=32 * world_size, micro_batch=32, resolution=32)
     plan = lbsgd.Plan.read(ROOT / "ds_configs/8k_fp32.json", world_size, NUM_IMAGES, overrides)
     engine, _ = lbsgd.initialize(task.network(1000, plan), plan)
