@@ -1,4 +1,4 @@
-"""What no collective call makes equal on all processes: other batch norms than ours, and other layers' buffers."""
+"""Find what differs between processes: batch norms that are not per worker, and other layers' buffers."""
 
 from __future__ import annotations
 

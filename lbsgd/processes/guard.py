@@ -99,7 +99,7 @@ class Guard:
     # --- what can end the process ------------------------------------------------------------------------------------
 
     def watch(self) -> None:
-        """Look twice a second for signals, dead launchers and expired time limits, for the first time at once."""
+        """Look for signals, dead launchers and expired time limits, at once and then twice a second."""
         looked = time.monotonic()
         while not self.closing.is_set():
             now = time.monotonic()
