@@ -1,4 +1,4 @@
-"""Atomic file writes, JSON files, file locks, the limit of open files, and standard output."""
+"""Atomic file writes, JSON files, file locks, and the limit of open files."""
 
 import contextlib
 import errno
@@ -8,13 +8,11 @@ import os
 import resource
 import secrets
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from lbsgd.errors import ConfigError, DataError
-from lbsgd.units import harmless
+from lbsgd.errors import DataError
 
 MOST_LEVELS = 100  # of nested blocks in any JSON
 HELD = errno.EACCES, errno.EAGAIN  # a lock's errors if another process has it; network file systems give either
@@ -77,57 +75,6 @@ def to_disk(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-class OutputError(Exception):
-    """Standard output cannot be written to; its OSError is the cause.
-
-    This class is not an OSError, so that no caller blames a file.
-    """
-
-    def refusal(self) -> ConfigError:
-        """Return the ConfigError that ends a command for this reason."""
-        reason = self.__cause__.strerror if isinstance(self.__cause__, OSError) else self
-        return ConfigError(f"the output cannot be written ({reason})")
-
-
-def hold_closed_streams() -> None:
-    """Open /dev/null in the place of each standard stream that is closed; the next file opened would take it.
-
-    A C library's warnings on stderr would go into that file, which may be the log or the data. Python prints the lines
-    for a closed stderr on stdout; they go nowhere now. `sys.stdout` stays None, for `require_output`.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number: this one
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)
-
-
-def discard(descriptor: int) -> None:
-    """Let what is written to a descriptor from now on go nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
-
-
-def require_output() -> None:
-    """Raise ConfigError if standard output is closed: what a command says of its work would be lost."""
-    if sys.stdout is None:
-        raise ConfigError("standard output is closed; send it to a file, or to /dev/null")
-
-
-def say(line: str) -> None:
-    """Print a line at once. Raises OutputError, because callers would take an OSError for a file's.
-
-    Control characters, such as in a name from an archive, cannot move the cursor.
-    """
-    try:
-        print(harmless(line), flush=True)
-    except OSError as error:
-        raise OutputError(str(error)) from error
 
 
 @contextlib.contextmanager

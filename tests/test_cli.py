@@ -263,7 +263,7 @@ def test_a_closed_output_is_no_traceback(command):
 # A C library writes its warnings to descriptor 2, whatever file that is.
 CLOSED = """
 import os, sys
-from lbsgd.disk import hold_closed_streams
+from lbsgd.output import hold_closed_streams
 hold_closed_streams()
 with open(sys.argv[1], "wb") as file:
     os.write(2, b"a warning of a C library")

@@ -26,8 +26,8 @@ from lbsgd.convert.progress import Meter
 from lbsgd.convert.work_folder import writing_to
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import open_data
-from lbsgd.disk import OutputError
 from lbsgd.errors import DataError
+from lbsgd.output import OutputError
 
 
 @pytest.fixture

@@ -21,11 +21,12 @@ import lbsgd.convert.parquet
 from lbsgd.convert import convert_split
 from lbsgd.convert.convert import convert, look
 from lbsgd.convert.files import Files
+from lbsgd.convert.origin import kept_numbers
 from lbsgd.convert.parquet import copy_images
 from lbsgd.convert.preflight import left_out_lines
 from lbsgd.convert.shards import find_shards
 from lbsgd.convert.sources import find_source
-from lbsgd.convert.verify import _kept_numbers, verify
+from lbsgd.convert.verify import verify
 from lbsgd.data.folder import Manifest
 from lbsgd.errors import DataError
 
@@ -333,7 +334,7 @@ def test_a_skipped_image_of_a_shard_is_known_by_the_name_that_earlier_converters
         images = find(source, tmp_path).train
         was = name.format(shard=images.member(3).shard, name=images.names[3])
         earlier = Manifest(**{**manifest, "skipped": {"train": [f"{source}/{was}"]}, "skipped_numbers": {}})
-        kept = _kept_numbers(find_source(source, tmp_path / "scratch", data), images, earlier, "train")
+        kept = kept_numbers(find_source(source, tmp_path / "scratch", data), images, earlier, "train")
         assert kept.tolist() == [number for number in range(12) if number != 3]
 
 

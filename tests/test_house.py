@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "lbsgd").rglob("*.py")}
-ANYWHERE = {"errors", "disk", "units"}
+ANYWHERE = {"errors", "disk", "output", "units"}
 MAY_IMPORT = {
     "algorithm": set(),
     "config": {"algorithm"},
@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "commands": {"algorithm", "config", "data", "convert", "processes", "train", "report", "experiments", "bench"},
     # the files next to the folders
     "errors": {"units"},
-    "disk": {"errors", "units"},
+    "disk": {"errors"},
+    "output": {"errors", "units"},
     "units": set(),
     "loader": {"data"},
     "__main__": {"commands"},
@@ -166,8 +167,8 @@ def test_no_module_asks_pathlib_what_is_there():
     assert not wrong
 
 
-def test_at_most_six_files_lie_beside_the_folders_and_no_room_is_over_250_lines():
-    assert len([name for name in ROOMS if name.count(".") == 1]) <= 6
+def test_at_most_seven_files_lie_beside_the_folders_and_no_room_is_over_250_lines():
+    assert len([name for name in ROOMS if name.count(".") == 1]) <= 7
     long = {name: lines for name, path in ROOMS.items() if (lines := len(path.read_text().splitlines())) > 250}
     assert not long
 

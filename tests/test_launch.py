@@ -21,9 +21,9 @@ from crash import PATIENCE_SECONDS
 from deepspeed.launcher.runner import DLTS_HOSTFILE, parse_args
 from torch.distributed import TCPStore
 
-from lbsgd.disk import OutputError
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments.launch import end_with_grid
+from lbsgd.output import OutputError
 from lbsgd.processes import ending
 from lbsgd.processes import launcher as launcher_module
 from lbsgd.processes.ending import end_before_joining
@@ -525,7 +525,7 @@ def test_an_output_that_is_full_before_the_processes_meet_is_told_to_those_that_
     told = []
     monkeypatch.setattr(ending, "end_before_joining", told.append)
     with ending.before_joining():
-        raise OutputError("no room") from OSError(28, "No space left on device")
+        raise OutputError(OSError(28, "No space left on device"))
     assert [(error.exit_code, error.of_rank_0) for error in told] == [(2, True)]
 
 

@@ -20,8 +20,8 @@ from lbsgd.commands.simulate import NOT_SIMULATED
 from lbsgd.commands.train import Request
 from lbsgd.config.plan import Plan
 from lbsgd.data.folder import Manifest, Split, open_data, open_val
-from lbsgd.disk import OutputError
 from lbsgd.errors import ConfigError
+from lbsgd.output import OutputError
 from lbsgd.processes.first_cause import explained
 from lbsgd.report.run_log import RunLog
 
@@ -93,9 +93,7 @@ def test_a_timeout_that_torch_cannot_count_is_refused(given):
 
 def test_an_output_that_is_full_once_the_processes_have_met_is_no_bug():
     """It then prints where the files are read from."""
-    full = OutputError("no room")
-    full.__cause__ = OSError(28, FULL)
-    error = explained(full, "the start", None)
+    error = explained(OutputError(OSError(28, FULL)), "the start", None)
     assert (error.exit_code, str(error)) == (2, f"the output cannot be written ({FULL})")
 
 

@@ -74,16 +74,16 @@ def check_files(given: argparse.Namespace) -> int:
     if given.fix:
         files.require_all()  # before anything is written
     if len(versions) > 1:
-        code = print_versions(files.checked, versions, files.passed_over)
+        code = print_versions(files.checked, versions, len(files.others))
         files.require_all()
         return code
     inspections = [inspect(file, given.fix, versions[0]) for file in files.checked]
     if given.library:
         inspections = [in_library(each, given.library) for each in inspections]
     if given.json:
-        print(json.dumps(as_dict(inspections, versions[0], files.passed_over), indent=2))
+        print(json.dumps(as_dict(inspections, versions[0], len(files.others)), indent=2))
     else:
-        print_inspections(inspections, passed_over=files.passed_over)
+        print_inspections(inspections, passed_over=len(files.others))
     files.require_all()
     return int(any(each.count("error") for each in inspections))
 

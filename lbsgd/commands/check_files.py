@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +20,19 @@ NOT_ENTERED = frozenset({"node_modules", ".git", "__pycache__", "site-packages",
 
 @dataclass(frozen=True)
 class Files:
-    """The files to check, and the problems with others, one line each.
+    """What was found under the given names.
 
+    checked        the files to check
     empty          files without content in the folders, which need not be DeepSpeed's
+    others         other JSONs in the folders
     unread         lines on what cannot be read in the folders, which need not be DeepSpeed's either
-    passed_over    the number of other JSONs in the folders
+    problems       lines on given files and folders that cannot be checked
     """
 
-    checked: tuple[str, ...]
-    empty: tuple[str, ...]
-    unread: tuple[str, ...]
-    passed_over: int
+    checked: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
     def require_all(self) -> None:
@@ -45,42 +47,51 @@ def files_of(given: Sequence[str]) -> Files:
     A problem is a file that cannot be read, or a folder without a DeepSpeed JSON. Raises ConfigError if nothing can be
     checked.
     """
-    checked: list[str] = []
-    empty: list[str] = []
-    unread: list[str] = []
-    others: list[str] = []
-    problems: list[str] = []
-    for name in given:
-        if not name:
-            raise ConfigError("lbsgd check: a name is empty; name a DeepSpeed JSON or a folder of them")
-        if not os.path.isdir(name):  # Path.is_dir raises for a name that is too long
-            problem = unreadable(name)
-            (problems if problem else checked).append(problem or name)
-            continue
-        closed: list[OSError] = []
-        below = sorted(str(path) for path in jsons_below(Path(name), closed))
-        reasons = {path: reason_not_to_read(path) for path in below}
-        lines = [f"{path} cannot be read ({reason})" for path, reason in reasons.items() if reason]
-        lines += [f"{error.filename} cannot be read ({error.strerror})" for error in closed]
-        found = [path for path in below if not reasons[path]]
-        theirs = [path for path in found if is_theirs(Path(path))]
-        if not theirs:
-            held = f"{counted(len(found), 'JSON')}, and none is DeepSpeed's" if found else "no .json file"
-            but = f"; {lines[0]}" if lines else ""
-            problems.append(f"{name}: holds {held}{but}; name a DeepSpeed JSON, or a folder of them")
-        unread += lines
-        checked += theirs
-        for path in sorted({*found} - {*theirs}):
-            (empty if is_empty(Path(path)) else others).append(path)
+    if not all(given):
+        raise ConfigError("lbsgd check: a name is empty; name a DeepSpeed JSON or a folder of them")
+    # os.path.isdir, because Path.is_dir raises for a name that is too long
+    found = [in_folder(name) if os.path.isdir(name) else by_name(name) for name in given]
     seen: set[str] = set()
-    told = tuple(dict.fromkeys(unread))
-    files = Files(once(checked, seen), once(empty, seen), told, len(once(others, seen)), tuple(problems))
-    if not checked:
+    files = Files(
+        checked=once((name for each in found for name in each.checked), seen),
+        empty=once((name for each in found for name in each.empty), seen),
+        others=once((name for each in found for name in each.others), seen),
+        unread=tuple(dict.fromkeys(line for each in found for line in each.unread)),
+        problems=tuple(line for each in found for line in each.problems),
+    )
+    if not files.checked:
         files.require_all()
     return files
 
 
-def once(names: Sequence[str], seen: set[str]) -> tuple[str, ...]:
+def by_name(name: str) -> Files:
+    """Return a file that was given by its name."""
+    reason = reason_not_to_read(name)
+    if reason:
+        return Files(problems=(f"{name}: cannot be read ({reason}); name a DeepSpeed JSON or a folder of them",))
+    return Files(checked=(name,))
+
+
+def in_folder(name: str) -> Files:
+    """Return the JSONs in and below a folder. A folder without one of DeepSpeed's is a problem."""
+    closed: list[OSError] = []
+    reasons = {str(path): reason_not_to_read(str(path)) for path in jsons_below(Path(name), closed)}
+    unread = [f"{path} cannot be read ({reason})" for path, reason in sorted(reasons.items()) if reason]
+    unread += [f"{error.filename} cannot be read ({error.strerror})" for error in closed]
+    readable = sorted(path for path, reason in reasons.items() if not reason)
+    theirs = [path for path in readable if is_theirs(Path(path))]
+    rest = sorted({*readable} - {*theirs})
+    empty = [path for path in rest if is_empty(Path(path))]
+    others = sorted({*rest} - {*empty})
+    problems = []
+    if not theirs:
+        held = f"{counted(len(readable), 'JSON')}, and none is DeepSpeed's" if readable else "no .json file"
+        but = f"; {unread[0]}" if unread else ""
+        problems.append(f"{name}: holds {held}{but}; name a DeepSpeed JSON, or a folder of them")
+    return Files(tuple(theirs), tuple(empty), tuple(others), tuple(unread), tuple(problems))
+
+
+def once(names: Iterable[str], seen: set[str]) -> tuple[str, ...]:
     """Return the files not seen yet, each by its first name. A folder and a file in it may both be given."""
     first = []
     for name in names:
@@ -89,12 +100,6 @@ def once(names: Sequence[str], seen: set[str]) -> tuple[str, ...]:
             first.append(name)
         seen.add(place)
     return tuple(first)
-
-
-def unreadable(name: str) -> str | None:
-    """Return the problem if a given file does not exist or may not be read."""
-    reason = reason_not_to_read(name)
-    return f"{name}: cannot be read ({reason}); name a DeepSpeed JSON or a folder of them" if reason else None
 
 
 def reason_not_to_read(name: str) -> str | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lbsgd.commands.flag_types import OneLineParser, fraction, named, positive
 from lbsgd.commands.reader import reader_may_leave
-from lbsgd.disk import require_output, say
 from lbsgd.errors import ConfigError, DataError
+from lbsgd.output import require_output, say
 from lbsgd.processes.signals import stoppable
 
 DESCRIPTION = """

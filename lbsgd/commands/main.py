@@ -14,8 +14,8 @@ from lbsgd.commands import check, config, convert, plan, report, reproduce
 from lbsgd.commands.flag_types import OneLineParser
 from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.commands.reader import reader_may_leave
-from lbsgd.disk import OutputError, discard, hold_closed_streams
 from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
+from lbsgd.output import OutputError, discard, hold_closed_streams
 from lbsgd.units import NOT_INSTALLED, installed
 
 DESCRIPTION = "Large minibatches as in Goyal et al. 2017, on DeepSpeed and FFCV. `python -m lbsgd` is the same command."
@@ -47,9 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if not isinstance(error, BrokenPipeError) and (error.errno not in FULL or error.filename is not None):
             raise  # an error of a file, which the command should have reported
-        unwritten = OutputError(str(error))
-        unwritten.__cause__ = error
-        return without_output(unwritten)
+        return without_output(OutputError(error))
     except KeyboardInterrupt:
         print_error(Stopped("Ctrl-C"))
         return 130  # as a shell does: 128 + the signal's number

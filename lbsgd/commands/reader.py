@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lbsgd.disk import discard
+from lbsgd.output import discard
 
 
 @contextmanager

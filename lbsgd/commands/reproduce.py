@@ -6,7 +6,7 @@ import argparse
 
 from lbsgd.commands.flag_types import path, positive, whole_number
 from lbsgd.commands.reader import reader_may_leave
-from lbsgd.disk import require_output
+from lbsgd.output import require_output
 from lbsgd.processes.signals import stoppable
 
 MOST_SEEDS = 10_000  # more is a typing mistake

@@ -16,8 +16,9 @@ from lbsgd.commands.plan_lines import print_plan
 from lbsgd.commands.recipe_flags import parser
 from lbsgd.commands.recipe_task import require_task
 from lbsgd.commands.train import Request
-from lbsgd.disk import OutputError, hold_closed_streams, is_there, require_output, say
+from lbsgd.disk import is_there
 from lbsgd.errors import ConfigError, LbsgdError
+from lbsgd.output import OutputError, hold_closed_streams, require_output, say
 from lbsgd.processes.ending import end_at_a_signal, end_with_error
 from lbsgd.processes.surroundings import importing, require_surroundings
 from lbsgd.report.lines import say_fact

@@ -23,8 +23,8 @@ from lbsgd.commands.trained_on import header_in, other_class, run_of
 from lbsgd.config.plan import Plan
 from lbsgd.data.folder import ValData, data_folder, open_data, open_val
 from lbsgd.data.host_files import keep_torchs_code, keep_tritons_code
-from lbsgd.disk import hold_closed_streams, require_output
 from lbsgd.errors import ConfigError, DataError, LbsgdError
+from lbsgd.output import hold_closed_streams, require_output
 from lbsgd.processes.ending import (
     before_joining,
     end_at_a_signal,

@@ -136,11 +136,13 @@ def _begins_another(part: _Part) -> bool:
     """Return whether another tar begins after the zeros at the end of one, as after `cat a.tar b.tar`."""
     for _ in range(MOST_PADDING // tarfile.BLOCKSIZE):
         block = part.read(tarfile.BLOCKSIZE)
-        if block.strip(b"\0"):
-            with contextlib.suppress(tarfile.HeaderError):
-                return bool(tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape"))
-        if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):
+        if block == bytes(tarfile.BLOCKSIZE):
+            continue
+        try:
+            tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError:  # the end of the file, or no tar
             return False
+        return True
     return False
 
 

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from lbsgd.disk import appearing, exists, say
+from lbsgd.disk import appearing, exists
 from lbsgd.errors import DataError
+from lbsgd.output import say
 from lbsgd.units import size
 
 MAX_EXPANSION = 100  # of a compressed tar: gzip reaches 1,000, images hardly more than 1

@@ -46,8 +46,9 @@ from lbsgd.convert.work_folder import (
 )
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import Manifest, Split
-from lbsgd.disk import exists, say
+from lbsgd.disk import exists
 from lbsgd.errors import ConfigError, DataError
+from lbsgd.output import say
 from lbsgd.processes.signals import stoppable
 
 

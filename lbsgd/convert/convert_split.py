@@ -29,7 +29,7 @@ from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import Images
 from lbsgd.data.pil_image import ImageError
 from lbsgd.data.process_lock import process_lock
-from lbsgd.disk import say
+from lbsgd.output import say
 from lbsgd.units import size
 
 COMMIT_SECONDS = 2.0  # the most work that is lost if the process or the machine dies

@@ -24,8 +24,8 @@ from lbsgd.convert.jpeg_header import plain_size
 from lbsgd.convert.settings import MAX_SIDE, Settings
 from lbsgd.data.beton_format import JPEG, RAW
 from lbsgd.data.pil_image import ImageError, has_16_bits, library_errors, opencv_may_refuse, opened, rgb_pixels
-from lbsgd.disk import discard
 from lbsgd.errors import DataError
+from lbsgd.output import discard
 
 Size = tuple[int, int]  # (width, height)
 Lock = AbstractContextManager[Any]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from lbsgd.disk import OutputError, say
+from lbsgd.output import blaming_the_output, say
 from lbsgd.units import duration
 
 if TYPE_CHECKING:
@@ -82,15 +80,6 @@ class Meter:
     def say(self, line: str) -> None:
         with blaming_the_output():
             (self._bar.console.print if self._bar else say)(line)
-
-
-@contextmanager
-def blaming_the_output() -> Iterator[None]:
-    """Raise OutputError if the terminal is gone. The converter would take an OSError for one of the data folder."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(str(error)) from error
 
 
 def _bar(title: str, num_bytes: int, done_bytes: int) -> Progress | None:

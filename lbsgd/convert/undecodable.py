@@ -13,8 +13,8 @@ from lbsgd.convert.process_pool import Job, ProcessPool
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import Images, Source
 from lbsgd.data.pil_image import ImageError
-from lbsgd.disk import say
 from lbsgd.errors import DataError, LbsgdError, one_line
+from lbsgd.output import say
 from lbsgd.units import shortened
 
 REASONS = 100  # printed per split; limited because each image is decoded again, as only the failure was recorded

@@ -26,8 +26,9 @@ from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import SPLITS, Source
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import Manifest
-from lbsgd.disk import HELD, exists, read_note, replace_file, say, to_disk
+from lbsgd.disk import HELD, exists, read_note, replace_file, to_disk
 from lbsgd.errors import DataError
+from lbsgd.output import say
 
 ABSENT = (FileNotFoundError, NotADirectoryError)
 CONVERTER_VERSION = 3  # raise it when the same source and settings would give other files

@@ -8,8 +8,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from lbsgd.disk import say
 from lbsgd.experiments.answers import HEADS, Answer, markdown
+from lbsgd.output import say
 from lbsgd.report.paper_table import WIDE, PaperTable
 from lbsgd.report.printer import Printer
 

@@ -6,13 +6,13 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 
-from lbsgd.disk import say
 from lbsgd.errors import LbsgdError, Stopped, TrainingError
 from lbsgd.experiments import launch
 from lbsgd.experiments.checkout import Checkout
 from lbsgd.experiments.grid import Job
 from lbsgd.experiments.launch import Grid, Started
 from lbsgd.experiments.overview import Overview
+from lbsgd.output import say
 from lbsgd.processes.signals import calling
 
 LOOK_SECONDS = 1.0  # between two checks of the runs

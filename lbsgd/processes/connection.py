@@ -12,8 +12,9 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
-from lbsgd.disk import allow_open_files, say
+from lbsgd.disk import allow_open_files
 from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, one_line
+from lbsgd.output import say
 from lbsgd.processes.environment import Processes, master
 
 CONNECTIONS = 3  # per process to the store: for these messages, for torch's group, and one more while it fails

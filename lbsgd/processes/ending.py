@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from lbsgd.disk import OutputError
 from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
+from lbsgd.output import OutputError
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import launchers
 from lbsgd.processes.signals import at_a_signal

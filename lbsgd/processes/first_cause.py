@@ -12,8 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from lbsgd.disk import OutputError
 from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, one_line
+from lbsgd.output import OutputError
 from lbsgd.processes.connection import pause
 from lbsgd.processes.peers import Peers
 

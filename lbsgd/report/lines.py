@@ -6,7 +6,7 @@ import shutil
 import sys
 import textwrap
 
-from lbsgd.disk import say
+from lbsgd.output import say
 
 NAME_WIDTH = 15  # letters of the column before a fact
 LEAST_WIDTH = 20  # of wrapped text

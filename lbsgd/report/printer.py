@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from lbsgd.disk import OutputError
+from lbsgd.output import blaming_the_output
 from lbsgd.report.lines import fitted, on_terminal
 from lbsgd.units import harmless
 
@@ -38,11 +38,9 @@ class Printer(Console):
         return fitted(text, self.width, indent)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does. Raises OutputError if the output cannot be written, as `disk.say` does."""
-        try:
+        """Print as rich does. Raises OutputError if the output cannot be written, as `output.say` does."""
+        with blaming_the_output():
             super().print(*objects, **options)
-        except OSError as error:
-            raise OutputError(str(error)) from error
 
     def on_broken_pipe(self) -> None:
         """Let `lbsgd` handle a closed pipe; rich would exit with code 1."""

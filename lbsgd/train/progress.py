@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lbsgd.disk import discard
+from lbsgd.output import discard
 from lbsgd.report.lines import NAME_WIDTH, fact, fitted
 from lbsgd.report.measure import TOP1, Measure
 from lbsgd.units import clock, harmless

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from lbsgd.config.json_file import write_json
 from lbsgd.config.plan import Plan
-from lbsgd.disk import is_there, locked, say
+from lbsgd.disk import is_there, locked
 from lbsgd.errors import CheckpointError, ConfigError
+from lbsgd.output import say
 from lbsgd.report.lines import say_fact
 from lbsgd.report.run_log import LOG_NAME
 

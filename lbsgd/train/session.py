@@ -14,8 +14,8 @@ import torch
 
 from lbsgd.config.plan import Plan
 from lbsgd.data.share import Pixels
-from lbsgd.disk import say
 from lbsgd.errors import DataError
+from lbsgd.output import say
 from lbsgd.processes.ending import from_rank_0
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
