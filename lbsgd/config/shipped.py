@@ -193,7 +193,8 @@ def json_cells(config: Mapping[str, Any]) -> list[str]:
     """Return a file's row: kn, k × n, η, warmup, precision, error in the paper, purpose."""
     block, kn = config["lbsgd"], config["train_batch_size"]
     n, warmup, error = block["batch_norm"]["per_worker_batch"], block["warmup"], block.get("paper_error_pct")
-    length = counted(warmup["epochs"], "epoch") if "epochs" in warmup else counted(warmup["iterations"], "iteration")
+    updates = config["scheduler"]["params"]["warmup_num_steps"]
+    length = counted(warmup["epochs"], "epoch") if "epochs" in warmup else counted(updates, "iteration")
     ramp = f"{warmup['kind']}, {length}"
     return [
         f"{kn:,}",

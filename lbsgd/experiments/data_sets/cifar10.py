@@ -1,8 +1,8 @@
 """CIFAR-10 with a small residual network: the paper's tables on 50,000 photographs, in hours on two cores.
 
-The margin is 1 point of 10,000 validation images. Crops and decay were chosen on the baseline alone, for an error of at
-most 20 % (docs/results.md). So was the learning rate: the largest within the margin of the best (`lbsgd reproduce
-baseline_lr cifar10 --seeds 100-101`). At a factor of 32 an epoch of 50,000 images has 12 iterations, which leave out
+The margin is 1 point of 10,000 validation images. Crops and decay were chosen on the baseline alone
+(docs/experiments.md). So was the learning rate: the largest within the margin of the best (`lbsgd reproduce baseline_lr
+cifar10 --seeds 100-101`). At a factor of 32 an epoch of 50,000 images has 12 iterations, which leave out
 848 images, 1.7 %.
 """
 
