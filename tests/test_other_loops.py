@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import timm
@@ -477,8 +478,57 @@ def test_rows_of_one_worker_s_images_are_normalised_together(compiler, checkpoin
 def test_rows_of_several_workers_are_refused_with_the_numbers():
     model = convert_batch_norm(Tokens(), N)
     with pytest.raises(ValueError, match=r"makes 288 rows of 8 images .* a micro batch of 4$"):
-        model(x=images(2 * N), scales=torch.ones(N))  # the first tensor is taken for the images, whatever follows it
+        model(x=images(2 * N), scales=torch.ones(N))  # the rows may be those of 8 images, or of 4
     assert model.rows(images(2 * N)).shape == (2 * N, 36, 4)  # outside a forward the images are not known
+
+
+@dataclass
+class Given:
+    pixels: torch.Tensor
+
+
+class Inside(Tokens):
+    """Takes its images out of what it is given."""
+
+    def forward(self, given, get=lambda given: given):
+        return self.rows(get(given))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    "put, get",
+    [
+        (lambda x: {"x": x}, lambda given: given["x"]),
+        (lambda x: (torch.ones(2), {"x": [x]}), lambda given: given[1]["x"][0]),
+        (Given, lambda given: given.pixels),
+        (list, torch.stack),
+    ],
+)
+def test_images_inside_of_other_inputs_are_found(compiler, put, get, compiled):
+    model, plain = convert_batch_norm(Inside(), N), Inside()
+    run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+    torch.testing.assert_close(run(put(images(N)), get), plain(put(images(N)), get), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"makes 288 rows of 8 images"):
+        model(put(images(2 * N)), get)
+
+
+class WithOthers(nn.Module):
+    """Takes tensors that hold no images, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, prototypes, x):
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("num_others", [1, 2, N, 3 * N, 50])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rows_are_the_images_whatever_other_tensors_there_are(num_others, workers):
+    model, plain = convert_batch_norm(WithOthers(), N), WithOthers()
+    x, others = images(workers * N), torch.ones(num_others)
+    torch.testing.assert_close(model(others, x), torch.cat([plain(others, part) for part in x.split(N)]))
 
 
 @pytest.mark.parametrize("name", ["levit_128s", "efficientvit_m0"])

@@ -23,6 +23,9 @@ class Loop:
 
     def before(self, engine, last): ...
 
+    def forward(self, engine, images):
+        return engine(images)
+
     def backward(self, engine, loss):
         engine.backward(loss)
 
@@ -36,7 +39,7 @@ class Loop:
         for i in range(UPDATES * plan.accumulation_steps):
             last = i % plan.accumulation_steps == plan.accumulation_steps - 1
             self.before(engine, last)
-            self.backward(engine, F.cross_entropy(engine(images[:rows]), labels[:rows]))
+            self.backward(engine, F.cross_entropy(self.forward(engine, images[:rows]), labels[:rows]))
             self.after(engine, last)
         return engine
 
@@ -72,6 +75,13 @@ class ClearsLast(Loop):
 
 class GivesMore(Loop):
     rows = 2 * N
+
+
+class GivesMoreByName(GivesMore):
+    """As libraries of Hugging Face do."""
+
+    def forward(self, engine, images):
+        return engine(x=images)
 
 
 class Evaluates(Loop):
@@ -120,6 +130,7 @@ def said_of(recwarn):
             GivesMore,
             f"the engine is given {2 * N} rows in a pass; if each is an image, the learning rate is for the plan's",
         ),
+        (GivesMoreByName, f"the engine is given {2 * N} rows in a pass"),
     ],
 )
 def test_other_passes_than_the_plans_are_told_once(stage, loop, words, recwarn):

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lbsgd.algorithm.compiled_record import exporting, mark_forward, numbered
+from lbsgd.algorithm.lengths import lengths_of
 
 
 class NetworkForwards:
@@ -18,11 +19,11 @@ class NetworkForwards:
 
     current: the number of the forward under way. None between forwards, and if the network does not run as a whole, as
     in a graph of torch.fx or when a user calls its parts.
-    images: how many images this forward has: the length of its first tensor. None as above, and without a tensor.
+    lengths: those of this forward's inputs, of which one is the number of its images. Empty where `current` is None.
     """
 
-    images: int | None = None
-    last_images: int | None = None  # of the last forward, which gradient checkpointing may repeat in part
+    lengths: tuple[int, ...] = ()
+    last_lengths: tuple[int, ...] = ()  # of the last forward, which gradient checkpointing may repeat in part
     warned = False
 
     def __init__(self) -> None:
@@ -63,12 +64,11 @@ class NetworkForwards:
 
     def before(self, network: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
         if network.training:
-            tensors = [value for value in (*inputs, *named.values()) if isinstance(value, torch.Tensor) and value.dim()]
-            self.images = self.last_images = tensors[0].shape[0] if tensors else None
+            self.lengths = self.last_lengths = lengths_of((inputs, named))
         self._mark_training(network, begins=True)
 
     def after(self, network: nn.Module, inputs: Any, output: Any) -> None:
-        self.images = None
+        self.lengths = ()
         if self.current is not None and not network.training:  # the mode changed inside the forward
             self.mark(begins=False)
         self._mark_training(network, begins=False)
