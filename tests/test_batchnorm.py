@@ -425,6 +425,7 @@ def test_a_cast_to_half_passes_the_running_statistics_by(dtype):
     assert torch.equal(layer.running_mean, torch.full((5,), 1 / 3)) and layer.running_var.eq(1e5).all()
     assert PerWorkerBatchNorm2d(5, per_worker_batch=N, dtype=dtype).running_mean.dtype is torch.float32
     assert layer.double().running_var.dtype is torch.float64
+    assert layer.to(dtype).running_var.dtype is torch.float32
 
 
 def test_statistics_of_a_file_in_half_precision_are_widened_where_they_are_taken_as_they_are():

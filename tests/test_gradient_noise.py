@@ -8,7 +8,7 @@ import torch
 from processes import in_processes
 
 import lbsgd
-from lbsgd.algorithm.batch_norm_spread import batch_norm_spread
+from lbsgd.algorithm.batch_norm_spread import batch_norm_spread, spread
 from lbsgd.config.generate import generate
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
@@ -139,6 +139,11 @@ def spread_of_this_process():
 def test_the_spread_of_batch_norm_over_workers_whatever_the_processes():
     for found, expected in (spread_of(0, 16), *in_processes(2, spread_of_this_process)):
         assert found == expected
+
+
+def test_equal_workers_have_no_spread():
+    mean = torch.full((3, 1), 0.1, dtype=torch.float64)  # three, whose Σμ² - (Σμ)²/k rounds to a little below 0
+    assert spread(torch.stack([torch.ones_like(mean), mean, mean.square(), torch.ones_like(mean)]).sum(1)) == 0
 
 
 def test_a_plan_with_a_single_chunk_is_refused_before_anything_runs():

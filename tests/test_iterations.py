@@ -245,13 +245,14 @@ def test_biases_are_found_by_their_name_in_a_layer_and_frozen_ones_left_out():
             self.per_channel = torch.nn.Module()
             self.per_channel.bias = torch.nn.Parameter(torch.zeros(1, 2, 1, 1))
             self.per_channel.position_bias_table = torch.nn.Parameter(torch.zeros(2))  # flattened, as by FSDP
+            self.per_channel.pos_bias = torch.nn.Parameter(torch.zeros(2, 2))  # a matrix
 
     odd = Odd()
     groups = {group["name"]: group for group in decay_groups(odd, 0.1, on_biases=False, bias_lr_factor=2.0)}
     biases = [odd.biased.bias, odd.tokens.in_proj_bias, odd.tokens.out_proj.bias, odd.per_channel.bias]
     assert groups["biases"]["params"] == biases and groups["biases"]["lr_factor"] == 2.0
     tokens = [odd.tokens.in_proj_weight, odd.tokens.bias_k, odd.tokens.bias_v, odd.tokens.out_proj.weight]
-    others = [odd.biased.weight, *tokens, odd.per_channel.position_bias_table]
+    others = [odd.biased.weight, *tokens, odd.per_channel.position_bias_table, odd.per_channel.pos_bias]
     assert groups["decay"]["params"] == others and groups["biases"]["weight_decay"] == 0.0
     assert groups["batch_norm"]["params"] == [odd.norm.weight, odd.norm.bias]
     assert [group["name"] for group in decay_groups(odd, 0.1)] == ["decay", "batch_norm"]  # as usual

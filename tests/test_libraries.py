@@ -272,6 +272,11 @@ class Arguments:
     ignore_data_skip: bool = False
     world_size: int = 1
     deepspeed: str | None = None
+    optim: str = "adamw_torch"
+    adam_beta1: float = 0.9
+    weight_decay: float = 0.0
+    warmup_steps: float = 0
+    data_seed: int | None = None
 
     def __init__(self, **given):
         self.__dict__.update(given)
@@ -295,6 +300,36 @@ def test_a_plan_that_is_counted_in_iterations_trains_in_transformers_too(fewer):
     for given, said in (("bf16", "has bf16=True; the plan needs bf16=False"), ("ignore_data_skip", "leave it out")):
         with pytest.raises(ConfigError, match=said):
             MixedIn(args=Arguments(**arguments | {given: True}), plan=plan, **options).create_optimizer()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"optim": "adafactor"},
+        {"adam_beta1": 0.5},
+        {"weight_decay": 0.5},
+        {"warmup_steps": 50},
+        {"data_seed": 7},
+        {"learning_rate": 0.3},
+        {"lr_scheduler_type": "cosine"},
+    ],
+)
+def test_arguments_of_another_optimizer_or_shuffle_are_refused_and_the_plans_own_are_not(given):
+    plan = Plan.read(config_of(), 1)
+    arguments = needs_of(plan, "transformers", parts=True).arguments
+    options = dict(plan=plan, model=oracle.network(), train_dataset=range(plan.num_images))
+    [(name, value)] = given.items()
+    with pytest.raises(
+        ConfigError, match=f"^TrainingArguments has {name}={value!r}, and the plan makes .* leave it out$"
+    ):
+        MixedIn(args=Arguments(**arguments, **given), **options).create_optimizer()
+    of_plan = {
+        "learning_rate": plan.schedule.reference_lr,
+        "weight_decay": plan.config["optimizer"]["params"]["weight_decay"],
+        "warmup_steps": plan.schedule.warmup_iterations,
+        "data_seed": plan.recipe.seed,
+    }
+    MixedIn(args=Arguments(**arguments, **of_plan), **options).create_optimizer()
 
 
 def test_a_trainer_that_takes_each_process_for_the_only_one_is_refused_before_it_trains():
@@ -375,7 +410,7 @@ def test_workers_of_all_processes_draw_differently_and_loaders_are_as_the_argume
     trainer.train_dataset, trainer.model = Named(), WithLoss()
     trainer.data_collator = transformers.default_data_collator
     trainer.label_names, trainer._signature_columns = ["labels"], None
-    trainer.args = SimpleNamespace(
+    trainer.args = args = SimpleNamespace(
         dataloader_num_workers=2,
         dataloader_pin_memory=False,
         dataloader_persistent_workers=True,
@@ -389,6 +424,14 @@ def test_workers_of_all_processes_draw_differently_and_loaders_are_as_the_argume
     assert loader.persistent_workers and loader.prefetch_factor == 3 and loader.worker_init_fn.keywords == {"first": 2}
     batch = loader.collate_fn([{**Named()[0], "index": 5}])
     assert "index" not in batch and "labels" in batch
+
+    drawn = []
+    args.dataloader_num_workers, args.dataloader_persistent_workers, args.dataloader_prefetch_factor = 0, False, None
+    for args.process_index in range(2):  # which the Trainer seeds alike
+        torch.manual_seed(42)
+        trainer.get_train_dataloader()
+        drawn += [torch.rand(1).item(), np.random.rand(), random.random()]
+    assert len(set(drawn)) == 6
 
 
 def test_accelerate_trains_the_same(tmp_path):

@@ -631,6 +631,8 @@ def orders_of_ffcv_s_loader(path, image_field):
         assert len(loader) == 6  # 53 // 16 iterations of 2 passes
         for loader.next_epoch in EPOCHS:
             orders[rank, loader.next_epoch] = loader.next_traversal_order()
+        Loader(str(path), 4, order=order, indices=GIVEN, **options)  # shares the order, and changes nothing here
+        assert np.array_equal(loader.next_traversal_order(), orders[rank, loader.next_epoch])
     for batch_size in (4, 8):
         order = SharedShuffleOrder(rank=0, **CUT)
         try:

@@ -64,6 +64,10 @@ def test_an_argument_of_another_type_is_one_line(call, words):
 RULE = lbsgd.LargeMinibatchSGD()
 
 
+def scheduler():
+    return lbsgd.LargeMinibatchLR(torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1), PLAN.schedule)
+
+
 def sampler(num_images, **changed):
     return lbsgd.SharedShuffleSampler(num_images, **{"global_batch": 16, "micro_batch": 4, **changed})
 
@@ -90,6 +94,14 @@ def sampler(num_images, **changed):
         (lambda: sampler(64, global_batch="16"), "global_batch is '16', and must be a whole number of at least 0"),
         (lambda: sampler(64, micro_batch=4.0), "micro_batch is 4.0, and must be a whole number of at least 0"),
         (lambda: sampler(64, seed=-1), "seed is -1, and must be a whole number of at least 0"),
+        (lambda: sampler(64, world_size="2", rank=0), "world_size is '2', and must be a whole number"),
+        (lambda: sampler(64, world_size=2, rank=1.0), "rank is 1.0, and must be a whole number"),
+        (lambda: sampler(64).set_epoch(-1), "epoch is -1, and must be a whole number of at least 0"),
+        (lambda: sampler(64).set_epoch(1.0), "epoch is 1.0, and must be a whole number"),
+        (lambda: sampler(64).set_epoch("1"), "epoch is '1', and must be a whole number"),
+        (lambda: sampler(64).set_epoch(0, 0.5), "first_iteration is 0.5, and must be a whole number"),
+        (lambda: lbsgd.LargeMinibatchSGD(target_batch_size="8192"), "target_batch_size is '8192', and must be"),
+        (lambda: scheduler().move_to(1.5), "iteration is 1.5, and must be a whole number of at least 0"),
         (
             lambda: lbsgd.parts_for(NETWORK, PLAN, "1437"),
             "num_images is '1437', and must be a whole number of at least",

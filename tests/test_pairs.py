@@ -30,6 +30,7 @@ def test_the_shuffle_decides_who_shares_a_forward(tall, seed, n):
         assert (np.diff(place[[i for i in order if tall[i] == kind]]) > 0).all()
     whole = sum(count // n for count in (tall.sum(), (~tall).sum()))
     assert (np.diff(place[order[: whole * n]].reshape(-1, n)[:, -1]) > 0).all()
+    assert (np.diff(place[order[whole * n :]]) > 0).all()  # the others, in their order
 
 
 @given(tall=st.lists(st.booleans(), min_size=24, max_size=60).map(np.array), seed=st.integers(0, 99))

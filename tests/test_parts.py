@@ -7,6 +7,7 @@ from processes import in_processes
 from small_engine import recipe
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.nn.utils import prune
 
 import lbsgd
 from lbsgd.errors import ConfigError
@@ -51,6 +52,28 @@ def test_a_layer_that_is_unfrozen_after_parts_for_is_told_and_a_frozen_one_is_no
     model[0].requires_grad_(False)
     moved = step_after(lambda model: None, model)
     assert moved[:2] == [0, 0] and min(moved[2:]) > 0
+
+
+def test_a_layer_that_is_unfrozen_after_some_updates_is_told_unless_the_optimizer_is_given_it():
+    model = network()
+    model[0].requires_grad_(False)
+    sgd, *_ = lbsgd.parts_for(model, lbsgd.Plan.read(recipe(), 1))
+    sgd.step(), sgd.step()
+    model[0].requires_grad_(True)
+    with pytest.raises(ConfigError, match="^0.weight of the network was added, replaced or unfrozen after parts_for"):
+        sgd.step()
+    sgd.add_param_group({"params": model[0].parameters()})
+    sgd.step()
+
+
+def test_a_pruned_batch_norm_trains_and_does_not_decay():
+    model = network()
+    prune.l1_unstructured(model[1], "weight", 0.5)
+    sgd, *_ = lbsgd.parts_for(model, lbsgd.Plan.read(recipe(), 1))
+    [norm] = [group for group in sgd.param_groups if group["name"] == "batch_norm"]
+    assert any(p is model[1].weight_orig for p in norm["params"]) and len(norm["params"]) == 2
+    model(torch.randn(8, 4)).sum().backward()
+    sgd.step()
 
 
 @pytest.mark.parametrize("convert", [nn.SyncBatchNorm.convert_sync_batchnorm, timm.layers.convert_sync_batchnorm])
@@ -118,11 +141,22 @@ def under_fsdp():
             model, use_orig_params=use_orig_params, device_id=torch.device("cpu")
         )
 
-    return [step_after(fully_shard), step_after(flat(False)), step_after(flat(True))]
+    alone = network()
+    fully_shard(alone[1])
+    try:
+        lbsgd.parts_for(alone, lbsgd.Plan.read(recipe(), 2))
+    except ConfigError as error:
+        said = str(error)
+    converted = lbsgd.convert_batch_norm(network(), 4)
+    fully_shard(converted[1])
+    fully_shard(converted)
+    lbsgd.parts_for(converted, lbsgd.Plan.read(recipe(), 2))
+    return [step_after(fully_shard), step_after(flat(False)), step_after(flat(True)), said]
 
 
 def test_fsdp_after_parts_for_is_told_where_it_replaces_the_parameters():
-    for sharded, flattened, kept in in_processes(2, under_fsdp):
+    for sharded, flattened, kept, alone in in_processes(2, under_fsdp):
+        assert "1 is a FSDPBatchNorm1d" in alone and "then fully_shard, then parts_for" in alone
         assert "0.weight of the network was" in sharded and "fully_shard" in sharded
         assert "_flat_param of the network was" in flattened and "use_orig_params=True" in flattened
         assert len(kept) == 6 and sum(kept) > 0

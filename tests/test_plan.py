@@ -79,6 +79,9 @@ def test_fp16_raises_the_stage_to_1_because_stage_0_does_not_train():
     plan = Plan.read(CONFIGS / "digits.json", 2, overrides=Overrides(precision="fp16"))
     assert plan.zero_stage == 1 and plan.config["fp16"] == read_json(CONFIGS / "8k.json")["fp16"]
     assert "zero_optimization.stage: 0 -> 1" in plan.changes
+    divided = edited("8k_fp32", zero_optimization={"stage": 2})
+    del divided["lbsgd"]["aggregation"]  # which stage 2 refuses
+    assert Plan.read(divided, 2, overrides=Overrides(precision="fp16")).zero_stage == 2
     assert Plan.read(edited("digits", zero_optimization=None), 2).zero_stage == 0  # as in DeepSpeed
 
 

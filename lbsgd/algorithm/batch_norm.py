@@ -93,6 +93,11 @@ def _kind_of(name: str, norm: _BatchNorm) -> type[PerWorkerBatchNorm]:
         kinds = _KINDS | timm_batch_norm.KINDS
     if isinstance(norm, LazyModuleMixin):
         raise ValueError(f"{name or 'the model'} is a {kind.__name__}, still without channels; run one forward before")
+    if "FSDPModule" in {base.__name__ for base in kind.__mro__}:
+        raise ValueError(
+            f"{name or 'the model'} is a {kind.__name__}: FSDP2 shards this batch norm by itself, which must not come"
+            " before its conversion; call lbsgd.convert_batch_norm, then fully_shard, then parts_for"
+        )
     if kind not in kinds:
         raise ValueError(
             f"{name or 'the model'} is a {kind.__name__}, neither torch's own batch norm nor timm's BatchNormAct2d; put"

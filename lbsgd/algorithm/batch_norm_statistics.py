@@ -140,7 +140,7 @@ class RunningStatistics(_BatchNorm):
         for name, buffer in before.items():
             cast = self._buffers[name]
             if buffer is not None and cast is not None and at_least_float32(cast) is not cast:
-                self._buffers[name] = buffer.to(cast.device)  # the values from before the cast, not rounded to half
+                self._buffers[name] = buffer.to(cast.device, torch.float32)  # from before the cast, not rounded to half
         return self
 
 

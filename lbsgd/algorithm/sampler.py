@@ -52,7 +52,8 @@ class SharedShuffleSampler(Sampler[list[int]]):
         rank: int | None = None,
     ) -> None:
         given = {"num_images": num_images, "global_batch": global_batch, "micro_batch": micro_batch, "seed": seed}
-        for name, number in given.items():
+        found = {"world_size": world_size, "rank": rank}
+        for name, number in {**given, **{name: number for name, number in found.items() if number is not None}}.items():
             require_number(number, name, whole=True)
         if num_images < global_batch:
             raise ValueError(
@@ -78,7 +79,9 @@ class SharedShuffleSampler(Sampler[list[int]]):
         self.watched = False
 
     def set_epoch(self, epoch: int, first_iteration: int = 0) -> None:
-        """Choose the next epoch, from first_iteration on."""
+        """Choose the next epoch, from first_iteration on. Raises ConfigError for numbers that are not whole."""
+        require_number(epoch, "epoch", whole=True)
+        require_number(first_iteration, "first_iteration", whole=True)
         order = epoch_order(self.num_images, self.seed, epoch)
         batches = rank_batches(order, first_iteration=first_iteration, **self.cut)
         self.batches = batches.reshape(-1, self.cut["micro_batch"])

@@ -113,6 +113,8 @@ class LargeMinibatchSGD:
         decay_epochs: Iterable[float] = (30, 60, 80),
         decay_factor: float = 0.1,
     ) -> None:
+        require_number(base_batch_size, "base_batch_size")
+        require_number(target_batch_size, "target_batch_size")
         self.base_lr, self.base_batch_size, self.target_batch_size = base_lr, base_batch_size, target_batch_size
         self.warmup_epochs = warmup_epochs if target_batch_size > base_batch_size else 0
         self.decay_factor = decay_factor

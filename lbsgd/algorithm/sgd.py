@@ -213,7 +213,8 @@ def _affine(name: str, norm: _BatchNorm) -> list[nn.Parameter]:
     """Return the batch norm's γ and β, or those of the two that it has."""
     own, fixed = dict(norm.named_parameters(recurse=False)), dict(norm.named_buffers(recurse=False))
     for part in ("weight", "bias"):
-        if getattr(norm, part, None) is not None and part not in own | fixed:
+        held = {part, f"{part}_orig"} & (own | fixed).keys()  # torch.nn.utils.prune makes γ from weight_orig
+        if getattr(norm, part, None) is not None and not held:
             raise ValueError(
                 f"{part} of the batch norm {name} is part of another parameter, so weight decay cannot leave it out:"
                 " use FSDP with use_orig_params=True"

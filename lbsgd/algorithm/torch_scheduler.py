@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lbsgd.algorithm.schedule import Schedule, learning_rate
 from lbsgd.algorithm.sgd import lr_factor
-from lbsgd.errors import ConfigError, require_type
+from lbsgd.errors import ConfigError, require_number, require_type
 
 
 class LargeMinibatchLR(LRScheduler):
@@ -31,11 +31,11 @@ class LargeMinibatchLR(LRScheduler):
     Raises ValueError for a parameter group with a learning rate of its own, because the schedule would replace it.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule) -> None:
         require_type(schedule, Schedule, "the schedule", "give plan.schedule, or that of LargeMinibatchSGD")
         _require_one_lr(optimizer.param_groups)
         self.schedule = schedule
-        super().__init__(optimizer, last_epoch)
+        super().__init__(optimizer)
 
     def step(self, epoch: int | None = None) -> None:
         """Go to the next update. Raises ConfigError for an argument, which torch would take for an update's number."""
@@ -57,7 +57,11 @@ class LargeMinibatchLR(LRScheduler):
         self.move_to(state_dict["last_epoch"])
 
     def move_to(self, iteration: int) -> None:
-        """Give the optimizer the learning rate of update `iteration`, whatever came before."""
+        """Give the optimizer the learning rate of update `iteration`, whatever came before.
+
+        Raises ConfigError for a number that is not whole.
+        """
+        require_number(iteration, "iteration", whole=True)
         self.last_epoch = iteration
         self._last_lr = self.get_lr()
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):

@@ -23,7 +23,7 @@ from lbsgd.processes.ending import end_at_a_signal, end_with_error
 from lbsgd.processes.surroundings import importing, require_surroundings
 from lbsgd.report.lines import say_fact
 from lbsgd.report.run_log import LOG_NAME, RunLog, read_run
-from lbsgd.train.run import only_writer
+from lbsgd.train.run import CHECKPOINTS, only_writer
 
 if TYPE_CHECKING:  # a wrong flag is reported before torch loads
     from lbsgd.data.share import EvalData, TrainData
@@ -169,7 +169,7 @@ def require_no_run(request: Request, described: dict[str, Any]) -> None:
     `lbsgd reproduce` gives --resume, so that its command is the same each time.
     """
     folder = request.output_dir
-    if is_there(folder / LOG_NAME) or is_there(folder / "checkpoints"):
+    if is_there(folder / LOG_NAME) or is_there(folder / CHECKPOINTS):
         if not (request.flags.resume and is_cut(folder, described)):
             raise ConfigError(
                 f"{folder} already holds a run that no simulation can continue; choose another --output_dir"
@@ -179,7 +179,7 @@ def require_no_run(request: Request, described: dict[str, Any]) -> None:
 
 def is_cut(folder: Path, described: dict[str, Any]) -> bool:
     """Whether a folder holds only this same simulation, without its end."""
-    if is_there(folder / "checkpoints"):
+    if is_there(folder / CHECKPOINTS):
         return False
     run = read_run(folder)
     same = json.loads(json.dumps(described))  # as it looks in a log

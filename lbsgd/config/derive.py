@@ -65,7 +65,7 @@ def explicit_numbers(recipe: Recipe, global_batch: int) -> dict[str, float]:
         scheduler.params.warmup_min_lr   η0 with gradual warmup, else η
         scheduler.params.warmup_max_lr   η
         scheduler.params.warmup_num_steps   W, at least 1
-        optimizer.params.weight_decay    base · η0/η, with weight_decay.scaling inverse_lr only
+        optimizer.params.weight_decay    base · base_lr/η, with weight_decay.scaling inverse_lr only
 
     WarmupLR can express gradual warmup in full, but not constant or no warmup; plain DeepSpeed then holds η.
     """

@@ -11,6 +11,7 @@ All of this is done in subclasses. FFCV's own classes and functions do not chang
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -62,9 +63,9 @@ class CropDecoder(SimpleRGBImageDecoder):
         self.resolution, self.draw = resolution, draw
 
     def declare_state_and_memory(self, previous_state):
-        shape, dtype = (self.resolution, self.resolution, 3), np.dtype("u1")
-        state = replace(previous_state, jit_mode=True, shape=shape, dtype=dtype)
-        return state, (AllocationQuery(shape, dtype), AllocationQuery((2,), np.dtype("i8")))
+        pixels = AllocationQuery((self.resolution, self.resolution, 3), np.dtype("u1"))
+        state = replace(previous_state, jit_mode=True, shape=pixels.shape, dtype=pixels.dtype)
+        return state, (pixels, AllocationQuery((2,), np.dtype("i8")))
 
     def generate_code(self) -> Callable:
         return crop_batch(crops(), self.draw, rows=Compiler.get_iterator())
@@ -236,14 +237,13 @@ class SharedShuffleOrder(TraversalOrder):
         )
 
     def __call__(self, loader: Loader) -> SharedShuffleOrder:
-        """Called by FFCV's Loader, which knows its images. Raises ValueError if its batches are not micro batches."""
-        if loader.batch_size != self.micro_batch:
-            raise ValueError(
-                f"the Loader has batch_size={loader.batch_size}, and the order micro_batch={self.micro_batch}"
-            )
-        self.indices = loader.indices
-        self.sampler = self.sampler_of(len(self.indices))
-        return self
+        """Return the order of a Loader's images, for FFCV. Raises ValueError if its batches are not micro batches."""
+        if (given := loader.batch_size) != self.micro_batch:
+            raise ValueError(f"the Loader has batch_size={given}, and the order micro_batch={self.micro_batch}")
+        order = copy.copy(self)  # because several Loaders may be given the same order
+        order.indices = loader.indices
+        order.sampler = self.sampler_of(len(loader.indices))
+        return order
 
     def sample_order(self, epoch: int) -> np.ndarray:
         self.sampler.set_epoch(epoch)

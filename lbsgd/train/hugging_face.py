@@ -25,6 +25,8 @@ from lbsgd.config.plan import Plan, require_plan
 from lbsgd.errors import ConfigError
 from lbsgd.train.parts import Parts, parts_around, parts_for, require_images
 
+OF_OTHER_OPTIMIZERS = ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type")
+
 
 class LargeMinibatchTrainer:
     """A base class, listed before transformers.Trainer, that gives it the parts of a plan.
@@ -91,6 +93,8 @@ class LargeMinibatchTrainer:
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         args = self.args
+        if not args.dataloader_num_workers:
+            seed_worker(0, first=args.process_index)  # the process itself draws the crops
         return _EpochLoader(
             self.train_dataset,
             batch_sampler=self.parts.sampler,
@@ -134,12 +138,7 @@ class LargeMinibatchTrainer:
             given = getattr(self.args, name)
             if given != wanted:
                 raise ConfigError(f"TrainingArguments has {name}={given!r}; the plan needs {name}={wanted!r}")
-        for name, wanted in {"learning_rate": self.plan.schedule.reference_lr, "lr_scheduler_type": None}.items():
-            given, usual = getattr(self.args, name), type(self.args).__dataclass_fields__[name].default
-            if given not in (usual, wanted):
-                raise ConfigError(
-                    f"TrainingArguments has {name}={given!r}, and the plan has the schedule; leave it out"
-                )
+        self._require_no_other_optimizer()
         if self.args.ignore_data_skip:
             raise ConfigError(
                 "TrainingArguments has ignore_data_skip=True, with which a resumed epoch takes its first images twice;"
@@ -149,9 +148,25 @@ class LargeMinibatchTrainer:
             raise ConfigError("train_dataset is missing or has no length; the shared shuffle needs all images' numbers")
         require_images(self.plan, len(self.train_dataset), "train_dataset")
 
+    def _require_no_other_optimizer(self) -> None:
+        """Raise ConfigError for arguments on the optimizer, its schedule or the shuffle, which the plan makes."""
+        plan, fields = self.plan, type(self.args).__dataclass_fields__
+        wanted = {
+            "learning_rate": plan.schedule.reference_lr,
+            "warmup_steps": plan.schedule.warmup_iterations,
+            "weight_decay": plan.config["optimizer"]["params"]["weight_decay"],
+            "data_seed": plan.recipe.seed,
+        }
+        for name in (*wanted, *OF_OTHER_OPTIMIZERS):
+            if name in fields and getattr(self.args, name) not in (fields[name].default, wanted.get(name)):
+                raise ConfigError(
+                    f"TrainingArguments has {name}={getattr(self.args, name)!r}, and the plan makes optimizer, schedule"
+                    " and shuffle; leave it out"
+                )
+
 
 def seed_worker(number: int, first: int) -> None:
-    """Give each worker of each process its own random numbers, because torch seeds all processes' workers alike.
+    """Give each worker of each process its own random numbers, because all processes are seeded alike.
 
     first: the number of the process's first worker among all processes' workers.
     """

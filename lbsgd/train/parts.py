@@ -48,7 +48,8 @@ def parts_for(model: nn.Module, plan: Plan, num_images: int | None = None) -> Pa
     the parameters. The sampler takes this process's rank from torch.distributed. num_images is the size of the training
     data at hand: if it exceeded the plan's, the sampler would never choose the rest. Raises ConfigError if the number
     of images or of processes is not the plan's, or if the network could not be trained afterwards. The optimizer's
-    first step raises it if the optimizer lacks a parameter of the model, or if the batch norms were converted again.
+    first step raises it if the optimizer lacks a parameter of the model, or if the batch norms were converted again;
+    a later step raises it if a parameter was unfrozen.
     """
     require_network(model)
     require_plan(plan)
@@ -79,15 +80,21 @@ def parts_around(sampler: SharedShuffleSampler, model: nn.Module, plan: Plan) ->
 
 
 def require_unchanged(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Let the optimizer's first step raise ConfigError if the model's parameters or batch norms were replaced."""
+    """Let the optimizer's first step raise ConfigError if the model's parameters or batch norms were replaced.
+
+    Any step raises it if a parameter was unfrozen that the optimizer does not have.
+    """
     given = parameters_of(optimizer)
     converted = {name for name, layer in model.named_modules() if isinstance(layer, RunningStatistics)}
-    checks = [lambda: require_parameters(optimizer, model, given), lambda: require_batch_norms(model, converted)]
+    frozen: list[nn.Parameter] | None = None  # as the last check found it
 
     def check(*_: Any) -> None:  # it stays, because torch fails if a hook removes itself before another
-        for each in checks:
-            each()
-        checks.clear()
+        nonlocal frozen
+        if frozen is None:
+            require_batch_norms(model, converted)
+        if frozen is None or any(parameter.requires_grad for parameter in frozen):
+            require_parameters(optimizer, model, given)
+            frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
 
     optimizer.register_step_pre_hook(check)
 
@@ -99,8 +106,8 @@ def require_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, given
     if missing and given <= held:  # else a library has replaced them by its own masters, as DeepSpeed does
         raise ConfigError(
             f"{missing[0]} of the network was added, replaced or unfrozen after parts_for, so the optimizer does"
-            " not train it: do that before parts_for, as FSDP2's fully_shard; the first FSDP needs"
-            " use_orig_params=True"
+            " not train it: do that before parts_for, as FSDP2's fully_shard, or give it to"
+            " optimizer.add_param_group; the first FSDP needs use_orig_params=True"
         )
 
 
