@@ -78,6 +78,36 @@ def test_shards_too_may_lack_validation_images_of_a_class(tmp_path):
     assert 0 < len(set(found.val.labels.tolist())) <= 3
 
 
+def emptied(folder, split):
+    """Return a source whose class `bee` has only undecodable images in one split."""
+    tree = make_tree(folder)
+    for path in (tree / split / "bee").iterdir():
+        path.write_text("no image")
+    return tree
+
+
+@pytest.mark.parametrize("split, what", [("train", "training"), ("val", "validation")])
+def test_a_class_that_loses_all_its_images_of_a_split_is_refused(tmp_path, split, what):
+    tree = emptied(tmp_path / "source", split)
+    refused = f"{split} has no {what} images that can be decoded of 1 of 2 classes: bee; replace them, or "
+    with pytest.raises(DataError, match=refused):
+        convert(tree, tmp_path / "data", on_error="skip", **SETTINGS)
+    assert not (tmp_path / "data/manifest.json").exists()
+
+
+def test_a_class_may_lose_its_validation_images_where_classes_may_lack_them(tmp_path, capsys):
+    tree, data = emptied(tmp_path / "source", "val"), tmp_path / "data"
+    with pytest.raises(DataError, match="or give --val_subset if that is meant"):
+        convert(tree, data, on_error="skip", **SETTINGS)
+    capsys.readouterr()
+    convert(tree, data, on_error="skip", val_subset=True, **SETTINGS)
+    assert "images in" not in capsys.readouterr().out  # nothing is converted again
+    assert open_data(data).val_classes == [0]
+    verify(data, 1, tree)
+    with pytest.raises(DataError, match="no training images that can be decoded"):
+        convert(emptied(tmp_path / "other", "train"), tmp_path / "else", on_error="skip", val_subset=True, **SETTINGS)
+
+
 def test_an_empty_folder_of_a_class_is_refused_also_where_classes_may_lack(tmp_path):
     source = folders_of_more_classes(tmp_path / "source")
     (source / "val" / MORE[0]).mkdir()

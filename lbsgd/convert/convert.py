@@ -26,7 +26,7 @@ from lbsgd.convert.existing_data import (
     is_read_only,
 )
 from lbsgd.convert.image import KINDS, SCALED, UNDECODABLE, libraries, without_opencv_threads
-from lbsgd.convert.preflight import left_out_lines, refuse_unusable, refuse_unvalidated, warning_lines
+from lbsgd.convert.preflight import left_out_lines, refuse_emptied, refuse_unusable, refuse_unvalidated, warning_lines
 from lbsgd.convert.process_pool import checked_num_processes
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import Source
@@ -95,7 +95,7 @@ def convert(
                 say(f"{work} holds the finished files of an earlier run, which only move to {data_dir}")
             else:
                 start_over_if_other(work, identity, found)
-                Conversion(found, wanted, work).run(num_processes, on_error)
+                Conversion(found, wanted, work).run(num_processes, on_error, val_subset)
             publish(data_dir, work)
 
 
@@ -172,11 +172,11 @@ class Conversion:
             for name, images in source.splits.items()
         }
 
-    def run(self, num_processes: int, on_error: str) -> None:
+    def run(self, num_processes: int, on_error: str, val_subset: bool) -> None:
         """Do all the work except `publish`, which gives the files their final names."""
         self.convert_images(num_processes)
         report_undecodable(self.source, self.undecodable(), self.settings, self.page_size, on_error)
-        self.finish()
+        self.finish(val_subset)
 
     def convert_images(self, num_processes: int) -> None:
         """Convert both splits. Raises DataError if the disk has no room for the result, or if a process dies."""
@@ -190,12 +190,17 @@ class Conversion:
         kinds = {name: writer.records["kind"] for name, writer in self.writers.items()}
         return {name: np.flatnonzero(kinds[name] == UNDECODABLE).tolist() for name in kinds}
 
-    def finish(self) -> None:
-        """Complete both files and write the manifest. Raises DataError if no image of a split can be decoded."""
+    def finish(self, val_subset: bool) -> None:
+        """Complete both files and write the manifest. Raises DataError if a split, or a class in it, has no image left.
+
+        val_subset: whether classes may have no validation images.
+        """
         for name, images in self.source.splits.items():
             self.writers[name].finish(images.labels)
         files = {name: BetonFile.open(writer.path) for name, writer in self.writers.items()}
-        self._manifest(files).write(self.work / "manifest.json")
+        manifest = self._manifest(files)
+        refuse_emptied(self.source, manifest.images_per_class, val_subset)
+        manifest.write(self.work / "manifest.json")
 
     def _manifest(self, files: Mapping[str, BetonFile]) -> Manifest:
         classes = self.source.train.classes

@@ -1,6 +1,8 @@
-"""Report or refuse a source's defects before the first image is converted."""
+"""Report or refuse a source's defects: most before the first image is converted, emptied classes after the last."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -9,6 +11,7 @@ from lbsgd.data.pil_image import ImageError, opened, unusable_depth
 from lbsgd.errors import DataError
 from lbsgd.units import counted, shortened
 
+SUBSET = "give --val_subset if that is meant, as in the paper's ImageNet-5k: errors are then among the other classes"
 ANY_DEPTH = (".tif", ".tiff", ".pgm", ".ppm")  # formats whose samples may have any type, even float
 
 
@@ -59,16 +62,30 @@ def unusable_line(unusable: list[str]) -> str:
 
 def unvalidated_line(source: Source) -> str | None:
     """Return what to say of classes without validation images, or None if there are none."""
-    images = source.val
-    counts = np.bincount(images.labels, minlength=len(images.classes))
+    counts = np.bincount(source.val.labels, minlength=len(source.val.classes)).tolist()
+    lacking = _lacking(source.val, counts, "validation images")
+    return f"{lacking}; complete it, or {SUBSET}" if lacking else None
+
+
+def _lacking(images: Images, counts: Sequence[int], what: str) -> str | None:
+    """Return which classes have no images, by the images per class, or None if all have some."""
     without = [name for name, count in zip(images.classes, counts, strict=True) if not count]
     if not without:
         return None
-    return (
-        f"{images.origin} has no validation images of {len(without):,} of {len(images.classes):,} classes: "
-        f"{shortened(without)}; complete it, or give --val_subset if that is meant, as in the paper's ImageNet-5k: "
-        "errors are then among the other classes"
-    )
+    return f"{images.origin} has no {what} of {len(without):,} of {len(images.classes):,} classes: {shortened(without)}"
+
+
+def refuse_emptied(source: Source, counts: Mapping[str, Sequence[int]], val_subset: bool) -> None:
+    """Raise DataError if no image of a class is left in a split that must have some.
+
+    counts: the images per class that could be decoded, by split. val_subset: whether classes may have no validation
+    images.
+    """
+    if lacking := _lacking(source.train, counts["train"], "training images that can be decoded"):
+        raise DataError(f"{lacking}; replace them, or remove the class from the source")
+    lacking = _lacking(source.val, counts["val"], "validation images that can be decoded")
+    if lacking and not val_subset:
+        raise DataError(f"{lacking}; replace them, or {SUBSET}")
 
 
 def refuse_unvalidated(source: Source) -> None:
