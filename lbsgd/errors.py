@@ -1,4 +1,4 @@
-"""Errors that end a run early; each line of their messages says what is wrong, where, and what to do."""
+"""Errors that end a run early; each argument is a line that says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from lbsgd.units import printable
 
 
 class LbsgdError(ValueError):
-    """Base of the errors that a user can mend or should know of; recipes print them without a traceback."""
+    """Base of the errors that a user can mend or should know of; recipes print them without a traceback.
+
+    A line end within an argument, such as in a file's name, begins no line on the console.
+    """
 
     exit_code = 2
     label = "error"
     of_rank_0 = False  # whether only process 0 can have found the error
     bug: BaseException | None = None  # the exception behind it, if its traceback is to be printed
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class ConfigError(LbsgdError):
@@ -95,7 +101,7 @@ def print_error(error: LbsgdError) -> None:
     A bug's traceback comes before it. Control characters from a file or its name cannot move the cursor. If stderr
     cannot be written to, the process still ends with the error's exit code.
     """
-    text = "".join(f"{error.label}: {printable(line)}\n" for line in str(error).splitlines())
+    text = "".join(f"{error.label}: {printable(str(line))}\n" for line in error.args)
     if error.bug:
         text = "".join(traceback.format_exception(error.bug)) + text
     with suppress(OSError, ValueError):

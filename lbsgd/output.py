@@ -59,10 +59,10 @@ def blaming_the_output() -> Iterator[None]:
         raise OutputError(error) from error
 
 
-def say(line: str) -> None:
-    """Print a line at once. Raises OutputError.
+def say(*lines: str) -> None:
+    """Print lines at once. Raises OutputError.
 
-    Control characters, such as in a name from an archive, cannot move the cursor.
+    Control characters, such as in a name from an archive, cannot move the cursor or begin another line.
     """
     with blaming_the_output():
-        print(harmless(line), flush=True)
+        print("\n".join(map(harmless, lines)), flush=True)

@@ -47,13 +47,13 @@ def printable(text: str) -> str:
     return "".join(letter if is_shown(letter) else "?" for letter in text)
 
 
-def harmless(text: str) -> str:
-    """Replace by ? the characters that move a terminal's cursor, except line ends.
+def harmless(line: str) -> str:
+    """Replace by ? the characters of a line that move a terminal's cursor, line ends included.
 
     Bytes of file names that are not UTF-8 stay, because a stream writes them as escapes (`plain_letters.py`).
     """
-    kept = (is_shown(letter) or letter == "\n" or "\udc80" <= letter <= "\udcff" for letter in text)
-    return "".join(letter if keep else "?" for letter, keep in zip(text, kept, strict=True))
+    kept = (is_shown(letter) or "\udc80" <= letter <= "\udcff" for letter in line)
+    return "".join(letter if keep else "?" for letter, keep in zip(line, kept, strict=True))
 
 
 def is_shown(letter: str) -> bool:

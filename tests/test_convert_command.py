@@ -110,6 +110,18 @@ def test_a_name_in_an_archive_moves_no_cursor(command, tmp_path):
     assert "(bee/?]0;title?.txt)" in done.stdout and "\x1b" not in done.stdout
 
 
+def test_a_name_with_a_line_end_begins_no_line(command, tree):
+    (tree / "train/bee/1\nfound   nothing.JPEG").write_text("no image")
+    (tree / "train/bee/\nresult  none.txt").write_text("no image")
+    flags = "--source", "source", "--data_dir", "data"
+    shown = command(*flags, "--dry_run").stdout
+    assert "bee/1?found   nothing.JPEG" in shown and "(bee/?result  none.txt)" in shown
+    assert [line.split()[0] for line in shown.splitlines()].count("found") == 2
+    failed = command(*flags)
+    assert "cannot be decoded: source/train/bee/1?found   nothing.JPEG: " in failed.stdout
+    assert failed.stderr.startswith("error: source: 1 of 6 images") and failed.stderr.count("\n") == 1
+
+
 DIES = """
 import os, signal, sys
 import lbsgd.convert.convert, lbsgd.convert.verify

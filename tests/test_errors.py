@@ -2,7 +2,7 @@
 
 import pytest
 
-from lbsgd.errors import LostProcessError, one_line
+from lbsgd.errors import DataError, LostProcessError, one_line, print_error
 from lbsgd.processes import peers as peers_module
 from lbsgd.processes.environment import Processes
 from lbsgd.units import installed, numbers
@@ -19,6 +19,12 @@ from lbsgd.units import installed, numbers
 )
 def test_an_error_is_told_in_one_line_even_without_words(error, words):
     assert one_line(error) == words
+
+
+def test_each_argument_of_an_error_is_a_line_whatever_a_name_holds(capsys):
+    print_error(DataError("a\nerror: b.jpg is damaged", "c\u2028d is lost"))
+    assert capsys.readouterr().err == "error: a?error: b.jpg is damaged\nerror: c?d is lost\n"
+    assert str(DataError("first", "second")) == "first\nsecond"
 
 
 def test_a_store_that_fails_without_words_is_a_lost_process(monkeypatch):

@@ -403,7 +403,7 @@ import os, time
 from lbsgd.processes.ending import end_with_error
 from lbsgd.errors import DataError
 print("before it")
-end_with_error(DataError("first line\\nsecond line"))
+end_with_error(DataError("first line", "second line"))
 """
 
 

@@ -38,7 +38,7 @@ class Files:
     def require_all(self) -> None:
         """Raise ConfigError if a given file or folder cannot be checked."""
         if self.problems:
-            raise ConfigError("\n".join(self.problems))
+            raise ConfigError(*self.problems)
 
 
 def files_of(given: Sequence[str]) -> Files:

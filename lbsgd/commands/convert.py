@@ -107,7 +107,7 @@ def convert_look_or_verify(given: argparse.Namespace) -> None:
     }
     if given.dry_run:
         with reader_may_leave():
-            return say(look(source, data_dir, num_processes, **wanted))
+            return say(*look(source, data_dir, num_processes, **wanted).split("\n"))
     return convert(source, data_dir, num_processes=num_processes, **wanted)
 
 

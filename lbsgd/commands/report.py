@@ -69,7 +69,7 @@ def run(given: argparse.Namespace) -> int:
     if bad and given.output_dir:
         bad.append(f"{given.output_dir}: nothing is written there, because these runs would be missing")
     if bad or unmade:
-        raise DataError("\n".join([*bad, *unmade]))
+        raise DataError(*bad, *unmade)
     return 0
 
 

@@ -33,7 +33,7 @@ from lbsgd.data.beton_format import ALLOCATION, CHECKSUM
 from lbsgd.data.pil_image import ImageError
 from lbsgd.disk import exists, nearest
 from lbsgd.errors import DataError
-from lbsgd.units import counted, duration, size
+from lbsgd.units import counted, duration, harmless, size
 
 TABLES_BYTES = beton_writer.METADATA.itemsize + ALLOCATION.itemsize + CHECKSUM.itemsize  # per image
 MARGIN = 1.05  # the estimated size is multiplied by it when the disk is checked
@@ -193,18 +193,17 @@ def dry_run(
         in_the_way.insert(0, unvalidated)
     seconds, free = duration(found.seconds / num_processes), size(free_bytes(data_dir))
     full = _no_room(data_dir, int(MARGIN * max(0, found.num_bytes - _bytes_in(data_dir / ".converting"))))
-    return "\n".join(
-        [
-            *(_found(images, name) for name, images in (("training", source.train), ("validation", source.val))),
-            *left_out_lines(source),
-            *warning_lines(source),
-            *(f"refused: {line}" for line in in_the_way),
-            f"classes {len(classes):,}, from {classes[0]} to {classes[-1]}",
-            f"result  about {size(found.num_bytes)} in {data_dir} ({free} free): {_shares(found)}",
-            f"time    about {seconds} with {counted(num_processes, 'process')}, if the disk keeps up",
-            *(before_the_conversion(data_dir, source, settings, overwrite) or ([f"refused: {full}"] if full else [])),
-        ]
+    lines = (
+        *(_found(images, name) for name, images in (("training", source.train), ("validation", source.val))),
+        *left_out_lines(source),
+        *warning_lines(source),
+        *(f"refused: {line}" for line in in_the_way),
+        f"classes {len(classes):,}, from {classes[0]} to {classes[-1]}",
+        f"result  about {size(found.num_bytes)} in {data_dir} ({free} free): {_shares(found)}",
+        f"time    about {seconds} with {counted(num_processes, 'process')}, if the disk keeps up",
+        *(before_the_conversion(data_dir, source, settings, overwrite) or ([f"refused: {full}"] if full else [])),
     )
+    return "\n".join(map(harmless, lines))
 
 
 def _in_the_way(source: Source, found: Estimate) -> list[str]:

@@ -20,7 +20,8 @@ def print_study(tables: Sequence[PaperTable], found: Sequence[Answer]) -> None:
     """Print a study's tables and the answers to its claims, if it has any."""
     printer = Printer(WIDE)
     if not printer.is_for_people:
-        say("\n".join([*(table.markdown() for table in tables), *([markdown(found)] if found else [])]))
+        texts = [*(table.markdown() for table in tables), *([markdown(found)] if found else [])]
+        say(*(line for text in texts for line in text.split("\n")))
         return
     for table in tables:
         printer.print(table.rich(printer.width))

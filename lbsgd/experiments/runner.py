@@ -41,7 +41,7 @@ class Runner:
         with calling(self.request_stop), Overview(jobs, self.grid.runs, self.epochs_of) as overview:
             self.work_off(waiting, overview)
         if self.failed:
-            raise TrainingError("\n".join(f"{name}: {words}" for name, words in self.failed.items()))
+            raise TrainingError(*(f"{name}: {words}" for name, words in self.failed.items()))
 
     def epochs_of(self, job: Job) -> int:
         return self.grid.epochs_of(job.row) or self.grid.data.epochs

@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 from lbsgd.output import say
+from lbsgd.units import harmless
 
 NAME_WIDTH = 15  # letters of the column before a fact
 LEAST_WIDTH = 20  # of wrapped text
@@ -24,12 +25,12 @@ def fact(name: str, value: object) -> str:
 
 def say_fact(name: str, value: object) -> None:
     """Print a name and its value. Raises OutputError."""
-    say(on_width(fact(name, value), NAME_WIDTH))
+    say(*on_width(harmless(fact(name, value)), NAME_WIDTH).split("\n"))
 
 
 def warn(text: str) -> None:
     """Print a warning. Raises OutputError."""
-    say(on_width(f"warning: {text}"))
+    say(*on_width(harmless(f"warning: {text}")).split("\n"))
 
 
 def on_width(text: str, indent: int = 2) -> str:

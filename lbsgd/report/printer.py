@@ -24,7 +24,7 @@ class Printer(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Lay out the text as it will be written."""
-        return super().render_str(self.written(harmless(text)), **options)
+        return super().render_str(self.written("\n".join(map(harmless, text.split("\n")))), **options)
 
     def written(self, text: str) -> str:
         """Return a text as the stream writes it: a stream that is not UTF-8 writes `eta` for η, which is wider."""

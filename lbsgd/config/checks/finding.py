@@ -37,4 +37,4 @@ def refuse(where: str, findings: Iterable[Finding]) -> None:
     """Raise ConfigError with one line for each error among the findings."""
     errors = [f"{where}: {finding}" for finding in findings if finding.severity == "error"]
     if errors:
-        raise ConfigError("\n".join(errors))
+        raise ConfigError(*errors)
