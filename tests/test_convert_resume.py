@@ -20,7 +20,7 @@ from converter import JPEG, ROOT, SETTINGS, TOOL, make_tree, names_in, run_tool,
 
 from lbsgd.convert import convert_split
 from lbsgd.convert.beton_writer import RECORD, BetonWriter, read_journal
-from lbsgd.convert.convert import convert
+from lbsgd.convert.convert import convert, look
 from lbsgd.convert.image import COPIED
 from lbsgd.errors import ConfigError, DataError
 
@@ -156,6 +156,9 @@ def test_two_conversions_into_one_folder_are_refused(tree, tmp_path):
     with another_process_converts(tmp_path / "data"):
         with pytest.raises(DataError, match="another process is converting into .*data"):
             convert(tree, tmp_path / "data", **SETTINGS)
+        *_, last = look(tree, tmp_path / "data", 1, max_side=500).splitlines()
+        assert last.startswith("refused: another process is converting into ")
+    assert "refused" not in look(tree, tmp_path / "data", 1, max_side=500)
     convert(tree, tmp_path / "data", **SETTINGS)
 
 

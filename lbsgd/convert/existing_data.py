@@ -12,7 +12,13 @@ from pathlib import Path
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import SPLITS, Source
 from lbsgd.convert.sources import source_version
-from lbsgd.convert.work_folder import CONVERTER_VERSION, conversion_identity, damage_passed_over, is_partly_published
+from lbsgd.convert.work_folder import (
+    CONVERTER_VERSION,
+    conversion_identity,
+    damage_passed_over,
+    is_partly_published,
+    refuse_if_held,
+)
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.beton_format import converting_into
 from lbsgd.data.folder import Manifest
@@ -85,9 +91,10 @@ def is_finished(work: Path, source: Path, settings: Settings) -> bool:
 
 def before_the_conversion(data_dir: Path, source: Source, settings: Settings, overwrite: bool) -> list[str]:
     """Return lines on why a conversion would not start: it is already done, or would be refused."""
-    identity = conversion_identity(source, settings)
-    to_be_published = is_partly_published(data_dir, data_dir / ".converting", identity)
+    identity, work = conversion_identity(source, settings), data_dir / ".converting"
     try:
+        refuse_if_held(work)
+        to_be_published = is_partly_published(data_dir, work, identity)
         if not (overwrite or to_be_published) and (complete := complete_data(data_dir, source, settings)):
             return complete_lines(data_dir, complete, source)
         _require_writable(data_dir)

@@ -172,12 +172,26 @@ def _locked_file(work: Path) -> IO[str]:
         except OSError as error:
             if error.errno in HELD:
                 lock.close()
-                raise DataError(f"another process is converting into {work.parent}; wait for it, or end it") from error
+                raise _held(work) from error
             no_locks = f"{work.parent} lies on a file system without locks ({error.strerror})"
             say(f"{no_locks}: see to it that no other command converts into it meanwhile")
         if _is_there(lock):
             return lock
         lock.close()
+
+
+def refuse_if_held(work: Path) -> None:
+    """Raise DataError if another process is converting. Writes nothing, so the folder may be read-only or absent."""
+    with contextlib.suppress(OSError), open(work / "lock") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in HELD:
+                raise _held(work) from error
+
+
+def _held(work: Path) -> DataError:
+    return DataError(f"another process is converting into {work.parent}; wait for it, or end it")
 
 
 def _is_there(lock: IO[str]) -> bool:
