@@ -129,6 +129,20 @@ def test_a_dry_run_tells_the_size_within_a_tenth_from_a_few_images(photos, tmp_p
     assert ("kept as pixels" in line) == ("raw_fraction" in settings)
 
 
+@pytest.mark.parametrize("raw_fraction", [0.1, 0.02])
+def test_pixels_are_counted_even_if_the_sample_misses_each_image_kept_as_pixels(tmp_path, raw_fraction):
+    """Of 101 images, numbers 0, 10, 20, ... are looked at, and 9, 19, ... or 49 and 99 are kept as pixels."""
+    for number in range(101):
+        save(tmp_path / f"source/train/a/{number:03}.JPEG", size=(200, 200), phase=number)
+    save(tmp_path / "source/val/a/0.JPEG")
+    settings = dict(max_side=500, raw_fraction=raw_fraction)
+    found = find_source(tmp_path / "source", tmp_path, tmp_path / "data")
+    told = estimate(found, Settings(**settings), 11)
+    convert(tmp_path / "source", tmp_path / "data", num_processes=2, **settings)
+    made = sum((tmp_path / f"data/{name}.beton").stat().st_size for name in ("train", "val"))
+    assert abs(told.num_bytes / made - 1) < 0.1
+
+
 @pytest.mark.parametrize("side", [1250, 1000])
 def test_a_dry_run_counts_what_is_left_at_the_ends_of_pages(tmp_path, side):
     """With images of 4.7 or 3 MB in pages of 8.4 MB."""

@@ -93,21 +93,25 @@ def _sample(
     reader, start = images.reader(), time.monotonic()
     kinds: list[int] = []
     num_scaled, broken = 0, ""
-    sizes: dict[bool, list[tuple[int, int]]] = {False: [], True: []}  # of JPEGs and of pixels: (in the source, kept)
-    kept: list[int] = []  # sizes of both
-    for index in np.random.default_rng(0).permutation(spread).tolist():
-        stored = _stored(images, index, reader, settings, page_size)
+    jpegs: list[tuple[int, int]] = []  # sizes: (in the source, kept)
+    pixels: list[tuple[int, int]] = []  # the same of all images, as they would be kept by raw_fraction=1
+    kept: list[int] = []
+    for number, index in enumerate(np.random.default_rng(0).permutation(spread).tolist()):
+        stored = _stored(images, index, number, reader, settings, page_size)
         kinds.append(stored.kind if stored else UNDECODABLE)
         if stored:
             num_scaled += stored.scaled
             kept.append(len(stored.data))
-            sizes[stored.kind == PIXELS].append((int(images.sizes[index]), kept[-1]))
+            num_bytes, of_source = 3 * stored.width * stored.height, int(images.sizes[index])
+            pixels.append((of_source, num_bytes if num_bytes <= page_size else kept[-1]))
+            if stored.kind != PIXELS:
+                jpegs.append((of_source, kept[-1]))
         else:
             broken = images.where(index)
         if time.monotonic() - start > SAMPLE_SECONDS:
             break
-    jpegs, pixels = (_mean_size(sizes[raw] or sizes[not raw], images.sizes) for raw in (False, True))
-    mean = (1 - settings.raw_fraction) * jpegs + settings.raw_fraction * pixels
+    mean = (1 - settings.raw_fraction) * _mean_size(jpegs, images.sizes)
+    mean += settings.raw_fraction * _mean_size(pixels, images.sizes)
     in_pages = _in_pages(kept, len(images), page_size)
     return Estimate(
         num_bytes=int(len(images) * mean * in_pages) + TABLES_BYTES * len(images),
@@ -122,11 +126,18 @@ def _sample(
     )
 
 
-def _stored(images: Images, index: int, reader: ImageReader, settings: Settings, page_size: int) -> Stored | None:
+def _stored(
+    images: Images, index: int, number: int, reader: ImageReader, settings: Settings, page_size: int
+) -> Stored | None:
+    """Return what is kept of an image, or None if it cannot be decoded.
+
+    number: its place in the sample, which says whether pixels are kept. The images whose pixels are kept are evenly
+    spread, as the sample is, so by their index the sample might hold none of them.
+    """
     data = reader.read(images.member(index))
     try:
         with out_of_memory_is_told(partial(images.where, index)):
-            return stored_image(data, index, settings, page_size)
+            return stored_image(data, number, settings, page_size)
     except ImageError:
         return None
 
