@@ -7,12 +7,13 @@ import struct
 import subprocess
 import sys
 import zlib
+from types import SimpleNamespace
 
 import pytest
 from converter import ROOT, SETTINGS, damage, make_tree, names_in, save, stored
 from PIL import Image
 
-from lbsgd.convert import convert_split, estimate
+from lbsgd.convert import convert_split
 from lbsgd.convert.convert import convert, look
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.verify import verify
@@ -226,7 +227,7 @@ def test_after_one_of_them_is_replaced_all_are_converted_again(damaged, tmp_path
 def test_a_disk_without_room_for_the_result_is_refused_before_anything_is_written(tree, tmp_path, monkeypatch):
     needed = sum(path.stat().st_size for path in tree.glob("*/*/*"))
     for free, refused in ((needed // 2, True), (2 * needed, False)):
-        monkeypatch.setattr(estimate, "free_bytes", lambda folder, free=free: free)
+        monkeypatch.setattr("shutil.disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
         if refused:
             with pytest.raises(
                 DataError, match=r"has [\d.]+ MB free, and the result needs about [\d.]+ MB more; make room"

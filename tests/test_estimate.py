@@ -27,7 +27,7 @@ def damaged(tmp_path):
 
 def test_a_dry_run_tells_the_size_and_what_cannot_be_decoded(damaged, tmp_path, monkeypatch):
     # because other tests fill and empty the disk
-    monkeypatch.setattr("lbsgd.convert.estimate.free_bytes", lambda folder: 10**12)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10**12))
     lines = look(damaged, tmp_path / "data", 2, max_side=500).splitlines()
     assert "2 of 6 images looked at cannot be decoded" in lines[4]
     refused = "refused: 2 of 6 images looked at cannot be decoded, such as "
@@ -57,7 +57,7 @@ def test_a_dry_run_tells_what_happens_to_the_images_of_both_splits_from_the_firs
 
 
 def test_a_dry_run_tells_that_the_disk_is_too_full(tmp_path, monkeypatch):
-    monkeypatch.setattr("lbsgd.convert.estimate.free_bytes", lambda folder: 0)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
     *_, last = look(make_tree(tmp_path / "source"), tmp_path / "data", 1, max_side=64).splitlines()
     assert last.startswith(f"refused: {tmp_path}/data has 0.0 MB free, ") and "make room or name another folder" in last
 

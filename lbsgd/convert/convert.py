@@ -17,7 +17,8 @@ import numpy as np
 from lbsgd.convert.beton_writer import BetonWriter
 from lbsgd.convert.compressed import telling_what_stays
 from lbsgd.convert.convert_split import convert_split
-from lbsgd.convert.estimate import check_disk, dry_run, page_size_for
+from lbsgd.convert.dry_run import dry_run
+from lbsgd.convert.estimate import check_disk, page_size_for
 from lbsgd.convert.existing_data import (
     complete_by_version,
     complete_data,
