@@ -9,7 +9,7 @@ from converter import SETTINGS, make_tree, save
 from test_convert_shards import parquet
 
 from lbsgd.convert import compressed
-from lbsgd.convert.convert import convert
+from lbsgd.convert.convert import convert, look
 from lbsgd.errors import DataError
 
 
@@ -51,6 +51,22 @@ def test_content_of_an_earlier_version_of_an_archive_goes_before_room_is_asked_f
         no_room(full)
         convert(archive, data, **SETTINGS)
     assert content_in(data) == ["other.tar.gz.1.2.tar"]
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "parquet"])
+def test_a_dry_run_asks_for_room_for_the_content_and_the_result(archive, interrupted, tmp_path, monkeypatch, kind):
+    source, data = archive if kind == "tar.gz" else parquet(tmp_path / "shards"), tmp_path / "data"
+    interrupted(source, data)
+    content = sum((data / ".converting" / name).stat().st_size for name in content_in(data))
+    shutil.rmtree(data)
+    with monkeypatch.context() as disk:
+        for free, refused in ((content + 2000, True), (2 * content + 8000, False)):
+            disk.setattr("lbsgd.convert.convert.free_bytes", lambda _, free=free: free)
+            shown = look(source, data, 1, max_side=500)
+            assert ("free, and the result and the unpacked content need about" in shown) == refused
+            assert " free), beside 0.0 MB of unpacked content: " in shown
+    interrupted(source, data)  # whose content is used again
+    assert "unpacked content" not in look(source, data, 1, max_side=500)
 
 
 def test_content_of_earlier_parquet_shards_goes_before_room_is_asked_for(tmp_path, interrupted, monkeypatch):

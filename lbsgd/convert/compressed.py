@@ -114,13 +114,18 @@ def require_room(folder: Path, source: Path, num_bytes: int) -> None:
         )
 
 
+def content_in(scratch: Path) -> dict[str, int]:
+    """Return the names and sizes of unpacked content in a scratch folder."""
+    return {path.name: path.stat().st_size for path in scratch.iterdir() if path.suffix in CONTENT}
+
+
 @contextlib.contextmanager
 def telling_what_stays(scratch: Path) -> Iterator[None]:
     """Say how much content a refused command leaves in its hidden scratch folder, because it may be large."""
     try:
         yield
     except DataError:
-        if kept := sum(path.stat().st_size for path in scratch.iterdir() if path.suffix in CONTENT):
+        if kept := sum(content_in(scratch).values()):
             say(f"{scratch} keeps {size(kept)} of unpacked content for the next try; remove it if there will be none")
         raise
 

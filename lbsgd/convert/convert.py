@@ -17,8 +17,8 @@ import numpy as np
 from lbsgd.convert.beton_writer import BetonWriter
 from lbsgd.convert.compressed import telling_what_stays
 from lbsgd.convert.convert_split import convert_split
-from lbsgd.convert.dry_run import dry_run
-from lbsgd.convert.estimate import check_disk, page_size_for
+from lbsgd.convert.dry_run import Room, dry_run, to_be_unpacked
+from lbsgd.convert.estimate import check_disk, free_bytes, page_size_for
 from lbsgd.convert.existing_data import (
     complete_by_version,
     complete_data,
@@ -153,8 +153,10 @@ def look(
     """Return lines on what `convert` would do (--dry_run). Leaves nothing behind."""
     wanted, num_processes = Settings(**settings), checked_num_processes(num_processes)
     with stoppable(NOTHING_KEPT), tempfile.TemporaryDirectory() as scratch:
+        free = free_bytes(data_dir)  # before content is unpacked, perhaps onto the same disk
         found = find_source(Path(source), Path(scratch), data_dir)
-        return dry_run(found, wanted, data_dir, num_processes, overwrite, on_error, val_subset)
+        room = Room(free, to_be_unpacked(Path(scratch), data_dir))
+        return dry_run(found, wanted, data_dir, room, num_processes, overwrite, on_error, val_subset)
 
 
 def _say_all(lines: list[str]) -> None:

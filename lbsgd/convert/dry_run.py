@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
-from lbsgd.convert.estimate import MARGIN, Estimate, estimate, free_bytes, no_room
+from lbsgd.convert.compressed import content_in
+from lbsgd.convert.estimate import MARGIN, Estimate, estimate, no_room
 from lbsgd.convert.existing_data import before_the_conversion
 from lbsgd.convert.preflight import left_out_lines, unusable_images, unusable_line, unvalidated_line, warning_lines
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import Images, Source
+from lbsgd.disk import exists
 from lbsgd.units import counted, duration, harmless, size
+
+
+class Room(NamedTuple):
+    """Bytes on the disk of the data folder."""
+
+    free: int
+    content: int  # that the conversion will unpack beside its result
+
+
+def to_be_unpacked(scratch: Path, data_dir: Path) -> int:
+    """Return the bytes of content in a dry run's scratch folder that no earlier conversion has left unpacked."""
+    work = data_dir / ".converting"
+    return sum(num_bytes for name, num_bytes in content_in(scratch).items() if not exists(work / name))
 
 
 def dry_run(
     source: Source,
     settings: Settings,
     data_dir: Path,
+    room: Room,
     num_processes: int,
     overwrite: bool,
     on_error: str,
@@ -26,15 +43,18 @@ def dry_run(
     in_the_way = _in_the_way(source, found) if on_error == "fail" else []
     if not val_subset and (unvalidated := unvalidated_line(source)):
         in_the_way.insert(0, unvalidated)
-    seconds, free = duration(found.seconds / num_processes), size(free_bytes(data_dir))
-    full = no_room(data_dir, int(MARGIN * max(0, found.num_bytes - _bytes_in(data_dir / ".converting"))))
+    seconds = duration(found.seconds / num_processes)
+    beside = f", beside {size(room.content)} of unpacked content" if room.content else ""
+    needed = room.content + int(MARGIN * max(0, found.num_bytes - _bytes_in(data_dir / ".converting")))
+    needs = "the result and the unpacked content need" if room.content else "the result needs"
+    full = no_room(data_dir, room.free, needed, needs)
     lines = (
         *(_found(images, name) for name, images in (("training", source.train), ("validation", source.val))),
         *left_out_lines(source),
         *warning_lines(source),
         *(f"refused: {line}" for line in in_the_way),
         f"classes {len(classes):,}, from {classes[0]} to {classes[-1]}",
-        f"result  about {size(found.num_bytes)} in {data_dir} ({free} free): {_shares(found)}",
+        f"result  about {size(found.num_bytes)} in {data_dir} ({size(room.free)} free){beside}: {_shares(found)}",
         f"time    about {seconds} with {counted(num_processes, 'process')}, if the disk keeps up",
         *(before_the_conversion(data_dir, source, settings, overwrite) or ([f"refused: {full}"] if full else [])),
     )

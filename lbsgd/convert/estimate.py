@@ -171,16 +171,15 @@ def free_bytes(folder: Path) -> int:
 def check_disk(source: Source, settings: Settings, work: Path, done: int) -> None:
     """Raise DataError if the result will not fit on the disk, which already holds `done` bytes of it."""
     needed = int(MARGIN * max(0, estimate(source, settings, num_images=24).num_bytes - done))
-    if full := no_room(work.parent, needed):
+    if full := no_room(work.parent, free_bytes(work.parent), needed, "the result needs"):
         raise DataError(full)
 
 
-def no_room(data_dir: Path, needed: int) -> str | None:
+def no_room(data_dir: Path, free: int, needed: int, needs: str) -> str | None:
     """Return what to say if the disk has less than `needed` bytes free, else None."""
-    free = free_bytes(data_dir)
     if free >= needed:
         return None
     return (
-        f"{data_dir} has {size(free)} free, and the result needs about {size(needed)} more;"
+        f"{data_dir} has {size(free)} free, and {needs} about {size(needed)} more;"
         f" make room or name another folder with --data_dir (--short_side 256 makes small files)"
     )
