@@ -384,6 +384,7 @@ def test_a_missing_shard_is_refused_and_named(tmp_path):
         (["train/000000.tar", "train/000003.tar"], "000001.tar, 000002.tar"),
         (["x-train-000003.tar"], "x-train-000001.tar, x-train-000002.tar"),
         (["train1.tar", "train2.tar", "train4.tar"], "train3.tar"),
+        (["train-0.tar", "valid1.tar", "valid3.tar"], "valid2.tar"),
         (["train-0.parquet", "train-2.parquet"], "train-1.parquet"),
         (["train-0.tar", "train-6.tar"], "train-1.tar, train-2.tar, train-3.tar and 2 more"),
         (
@@ -732,6 +733,30 @@ def test_shards_of_one_split_alone_are_refused(tmp_path):
     for path in source.glob("validation-*"):
         path.unlink()
     assert "holds tfrecord shards such as train-00000-of-00003, and none of val" in refused(source, tmp_path)
+
+
+def renamed(source, before, after):
+    """Rename a source's shards, and the folders that hold some."""
+    for path in sorted(source.rglob("*"), reverse=True):
+        path.rename(path.with_name(path.name.replace(before, after)))
+    return source
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_shards_named_valid_are_validation_shards(tmp_path, within):
+    as_val = find(webdataset(tmp_path / "val", within=within), tmp_path)
+    source = renamed(webdataset(tmp_path / "source", within=within), "val", "valid")
+    assert find(source, tmp_path).digest() == as_val.digest()
+
+
+@pytest.mark.parametrize(
+    "make, before, such_as",
+    [(webdataset, "val", "imagenet-test-000000.tar"), (parquet, "validation", "data/test-00000-of-00002.parquet")],
+)
+def test_test_shards_are_used_only_once_they_are_renamed(tmp_path, make, before, such_as):
+    source = renamed(make(tmp_path / "source"), before, "test")
+    assert f"none of val; fetch them, or rename those of test, such as {such_as}, to val" in refused(source, tmp_path)
+    find(renamed(source, "test", "val"), tmp_path)
 
 
 def test_shards_of_two_kinds_are_refused(tmp_path):

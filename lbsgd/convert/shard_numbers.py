@@ -11,7 +11,7 @@ from lbsgd.errors import DataError
 from lbsgd.units import shortened
 
 COUNTED = re.compile(r"(?P<number>\d+)-of-(?P<total>\d+)")
-NUMBERED = re.compile(r"(?:^|[-_.]|train|val|validation)(?P<number>\d+)(?P<total>)(?:\.\w+)*$")
+NUMBERED = re.compile(r"(?:^|[-_.]|train|val|valid|validation)(?P<number>\d+)(?P<total>)(?:\.\w+)*$")
 FIRST_YEAR = 1000  # if the lowest number is at least this, without a leading zero, it is a year or date, not a count
 
 

@@ -4,13 +4,15 @@
     imagenet-train-000000.tar, imagenet-val-000000.tar      WebDataset
     train-00000-of-00294.parquet, validation-...            parquet
 
-All shards lie in one folder, in its folder data/, or in its folders train/ and val/ or validation/. Classes are
-numbers, with names if the shards hold names. Images come class by class and sorted by name, as from any source. Images
-of the same name, such as 0000.jpg in every folder that was pushed to Hugging Face, come in the order of the shards.
+All shards lie in one folder, in its folder data/, or in its folders train/ and val/, valid/ or validation/. Classes
+are numbers, with names if the shards hold names. Images come class by class and sorted by name, as from any source.
+Images of the same name, such as 0000.jpg in every folder that was pushed to Hugging Face, come in the order of the
+shards.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
@@ -36,8 +38,9 @@ KINDS = {  # what the names of shards look like
     "tfrecord": re.compile(r"-\d+-of-\d+$|\.tfrecords?(-\d+-of-\d+)?$"),
 }
 COUNTED_AS = {"parquet": "row", "tfrecord": "record"}  # what an image is called in shards whose names may repeat
-SPLIT_WORDS = {"train": "train", "val": "val", "validation": "val"}
-SPLIT = re.compile(r"(?:^|[-_.])(train|validation|val)(?=[-_.\d]|$)")
+SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val"}
+SPLIT = re.compile(r"(?:^|[-_.])(train|validation|valid|val)(?=[-_.\d]|$)")
+TEST = re.compile(r"(?:^|[-_./])test(?=[-_./\d]|$)")  # in a path: no split of ours
 CLASS_TAR = re.compile(r"(?:^|/)n\d{8}\.tar$")  # from ImageNet's own archive, not a shard
 SYNSET = re.compile(r"_n\d{8}(?=\.\w+$)")  # Hugging Face appends it to ImageNet's own names
 
@@ -73,8 +76,9 @@ def find_shards(path: Path) -> Shards | None:
     for kind, shards in (whole or found).items():
         _refuse_class_tars(path, shards)
         if missing := [split for split in SPLITS if split not in shards]:
-            names = next(iter(shards.values()))
-            raise DataError(f"{path} holds {kind} shards such as {names[0]}, and none of {missing[0]}; fetch them")
+            such_as = f"{kind} shards such as {next(iter(shards.values()))[0]}"
+            instead = _instead_of_val(path) if missing == ["val"] else ""
+            raise DataError(f"{path} holds {such_as}, and none of {missing[0]}; fetch them{instead}")
         for names in shards.values():
             refuse_copies(path, names)
             refuse_missing(path, names)
@@ -87,17 +91,30 @@ def shards_beside(path: Path, split: str) -> list[Path]:
     return [path / name for _, of, name in _shards_in(path, ("", "data")) if of == split]
 
 
+def _instead_of_val(path: Path) -> str:
+    """Return a hint to rename the shards of a test set, empty if there are none."""
+    names = (str(place.relative_to(path)) for place, split in _places(path, ("", "data", "test")) if not split)
+    tests = [name for name in names if _kind(os.path.basename(name)) and TEST.search(name)]
+    return f", or rename those of test, such as {tests[0]}, to val" if tests else ""
+
+
 def _shards_in(path: Path, folders: Sequence[str] = ("", "data", *SPLIT_WORDS)) -> Iterator[tuple[str, str, str]]:
     """Yield (kind, split, name) of each shard, once per split even if links such as val -> validation repeat it."""
     seen = set()
+    for place, split in _places(path, folders):
+        kind = _kind(place.name)
+        if kind and split and stat.S_ISREG((info := followed(place)).st_mode):
+            file = (split, info.st_dev, info.st_ino)
+            if file not in seen:
+                yield kind, split, str(place.relative_to(path))
+            seen.add(file)
+
+
+def _places(path: Path, folders: Sequence[str]) -> Iterator[tuple[Path, str | None]]:
+    """Yield all that lies in some folders, with the split that its name tells, or else its folder's."""
     for folder in folders:
         for place in sorted((path / folder).iterdir()) if is_dir(path / folder) else []:
-            kind, split = _kind(place.name), _split(place.name) or SPLIT_WORDS.get(folder)
-            if kind and split and stat.S_ISREG((info := followed(place)).st_mode):
-                file = (split, info.st_dev, info.st_ino)
-                if file not in seen:
-                    yield kind, split, str(place.relative_to(path))
-                seen.add(file)
+            yield place, _split(place.name) or SPLIT_WORDS.get(folder)
 
 
 def _refuse_class_tars(path: Path, shards: NamesBySplit) -> None:
