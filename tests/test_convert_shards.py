@@ -1,5 +1,6 @@
 """TFRecords, WebDataset's tars and parquet as sources give the same files as the same images in folders."""
 
+import gzip
 import io
 import json
 import os
@@ -757,6 +758,26 @@ def test_test_shards_are_used_only_once_they_are_renamed(tmp_path, make, before,
     source = renamed(make(tmp_path / "source"), before, "test")
     assert f"none of val; fetch them, or rename those of test, such as {such_as}, to val" in refused(source, tmp_path)
     find(renamed(source, "test", "val"), tmp_path)
+
+
+def test_one_webdataset_shard_is_refused_with_the_command_that_reads_all(tmp_path):
+    source = webdataset(tmp_path / "source")
+    [shard] = source.glob("*train-000000.tar")
+    told = f"{shard} is a WebDataset shard; name its folder: lbsgd convert --source {source} --data_dir "
+    assert told in refused(shard, tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["tar.gz", "tgz"])
+@pytest.mark.parametrize("within", [False, True])
+def test_compressed_shards_are_refused_with_the_advice_to_uncompress_them(tmp_path, suffix, within):
+    source = webdataset(tmp_path / "source", within=within)
+    for shard in sorted(source.rglob("*.tar")):
+        packed = shard.with_suffix(f".{suffix}")
+        packed.write_bytes(gzip.compress(shard.read_bytes()))
+        shard.unlink()
+    first = min(source.rglob("*-train-*")).relative_to(source)
+    assert f"holds compressed shards such as {first}; uncompress all of them" in refused(source, tmp_path)
+    assert f"{packed} is a WebDataset shard; uncompress all of them and name its folder: " in refused(packed, tmp_path)
 
 
 def test_shards_of_two_kinds_are_refused(tmp_path):

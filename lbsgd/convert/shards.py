@@ -37,8 +37,10 @@ KINDS = {  # what the names of shards look like
     "parquet": re.compile(r"\.parquet$"),
     "tfrecord": re.compile(r"-\d+-of-\d+$|\.tfrecords?(-\d+-of-\d+)?$"),
 }
+PACKED = re.compile(r"(\d\.tar|\.parquet|-of-\d+|\.tfrecords?)\.(gz|bz2|xz|zst)$|\d\.tgz$")
 COUNTED_AS = {"parquet": "row", "tfrecord": "record"}  # what an image is called in shards whose names may repeat
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val"}
+FOLDERS = ("", "data", *SPLIT_WORDS)  # that may hold shards
 SPLIT = re.compile(r"(?:^|[-_.])(train|validation|valid|val)(?=[-_.\d]|$)")
 TEST = re.compile(r"(?:^|[-_./])test(?=[-_./\d]|$)")  # in a path: no split of ours
 CLASS_TAR = re.compile(r"(?:^|/)n\d{8}\.tar$")  # from ImageNet's own archive, not a shard
@@ -64,8 +66,8 @@ class Shards:
 def find_shards(path: Path) -> Shards | None:
     """Return the shards of both splits in a folder, or None without shards.
 
-    Raises DataError if there are several kinds of shards, if shards repeat, or if shards are missing, such as all of
-    one split.
+    Raises DataError if there are several kinds of shards, if shards repeat or are compressed, or if shards are missing,
+    such as all of one split.
     """
     found: dict[str, NamesBySplit] = {}
     for kind, split, name in _shards_in(path):
@@ -83,7 +85,14 @@ def find_shards(path: Path) -> Shards | None:
             refuse_copies(path, names)
             refuse_missing(path, names)
         return Shards(path, kind, shards)
+    if packed := _packed_shards(path):
+        raise DataError(f"{path} holds compressed shards such as {packed[0]}; uncompress all of them")
     return None
+
+
+def _packed_shards(path: Path) -> list[str]:
+    """Return the names of a folder's compressed shards."""
+    return [str(place.relative_to(path)) for place, split in _places(path) if split and PACKED.search(place.name)]
 
 
 def shards_beside(path: Path, split: str) -> list[Path]:
@@ -98,7 +107,7 @@ def _instead_of_val(path: Path) -> str:
     return f", or rename those of test, such as {tests[0]}, to val" if tests else ""
 
 
-def _shards_in(path: Path, folders: Sequence[str] = ("", "data", *SPLIT_WORDS)) -> Iterator[tuple[str, str, str]]:
+def _shards_in(path: Path, folders: Sequence[str] = FOLDERS) -> Iterator[tuple[str, str, str]]:
     """Yield (kind, split, name) of each shard, once per split even if links such as val -> validation repeat it."""
     seen = set()
     for place, split in _places(path, folders):
@@ -110,7 +119,7 @@ def _shards_in(path: Path, folders: Sequence[str] = ("", "data", *SPLIT_WORDS)) 
             seen.add(file)
 
 
-def _places(path: Path, folders: Sequence[str]) -> Iterator[tuple[Path, str | None]]:
+def _places(path: Path, folders: Sequence[str] = FOLDERS) -> Iterator[tuple[Path, str | None]]:
     """Yield all that lies in some folders, with the split that its name tells, or else its folder's."""
     for folder in folders:
         for place in sorted((path / folder).iterdir()) if is_dir(path / folder) else []:

@@ -28,6 +28,7 @@ from lbsgd.convert.left_out import OTHER_SOURCE
 from lbsgd.convert.shards import Shards, find_shards, images_of_shards, is_shard, shards_beside
 from lbsgd.convert.source_images import SPLITS, Images, Source
 from lbsgd.convert.tar_layout import splits_in
+from lbsgd.convert.webdataset import is_of_webdataset
 from lbsgd.data.beton_format import converting_into
 from lbsgd.disk import exists, is_dir, is_file
 from lbsgd.errors import DataError
@@ -127,6 +128,9 @@ def _from_archive(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Im
     tar = cifar10.as_tar(path, scratch) if cifar10.is_cifar10(path) else uncompressed(path, scratch)
     members = cached_members(tar, scratch, path)
     found = splits_in(members, tar, path)
+    if not found and is_of_webdataset(members):
+        first = "name" if tar == path else "uncompress all of them and name"
+        raise DataError(f"{path} is a WebDataset shard; {first} its folder: {converting_into(data_dir, path.parent)}")
     if missing := [f"{name}/" for name in SPLITS if name not in found]:
         raise _nothing_found(path, missing, data_dir)
     train = found["train"].images()

@@ -14,6 +14,11 @@ CLASS = ".cls"
 MAX_CLASS_DIGITS = 9
 
 
+def is_of_webdataset(members: Files) -> bool:
+    """Return whether a tar's members are those of a shard."""
+    return any(name.endswith(CLASS) for name in members.names)
+
+
 def list_webdataset(folder: Path, shard_names: list[str]) -> Files:
     """Return the shards' images. Raises DataError for a damaged shard or an image without a class."""
     files = Files("offsets", "shards", "labels")
