@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lbsgd.config.checks import fit_schedule
 from lbsgd.config.checks.deepspeed_batch import is_divisor
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Planned
-from lbsgd.config.derive import (
-    decay_in_iterations,
-    divisors,
-    iterations_per_epoch,
-    length_in_iterations,
-    warmup_in_iterations,
-)
+from lbsgd.config.derive import divisors
 from lbsgd.config.keypath import BATCH, MICRO, PASSES, shown
 from lbsgd.units import counted
 
@@ -139,52 +134,6 @@ def impossible_passes(planned: Planned) -> Iterator[Hit]:
 
 
 @rule(
-    "F08",
-    "a warmup shorter than an iteration",
-    lbsgd="warning",
-    why="A warmup of a part of an epoch is rounded to whole iterations. A warmup that rounds to 0 is none: the first "
-    "update has the full learning rate.",
-    fix="give at least one iteration, or use kind none",
-    example={"lbsgd": {"warmup": {"epochs": 0.001}}, "scheduler": {"params": {"warmup_num_steps": 1}}},
-)
-def no_iteration_of_warmup(planned: Planned) -> Iterator[Hit]:
-    recipe, kn, warmup = planned.recipe, planned.global_batch, planned.recipe.warmup
-    has_epochs = iterations_per_epoch(recipe.num_images, kn) > 0  # else F03 reports it
-    if has_epochs and warmup.kind != "none" and warmup_in_iterations(recipe, kn) == 0:
-        unit = "epochs" if warmup.iterations is None else "iterations"
-        said = f"is {getattr(warmup, unit):g}, which is no iteration of {kn} images"
-        yield Hit(f"lbsgd.warmup.{unit}", said)
-
-
-@rule(
-    "F06",
-    "a schedule that reaches beyond its run",
-    lbsgd="warning",
-    why="Warmup and decay points do not follow the run's length, lbsgd.epochs or lbsgd.iterations. In a run of 4 "
-    "epochs the paper's warmup of 5 never reaches the learning rate, and none of its decays at 30, 60 and 80 comes.",
-    fix="choose lbsgd.warmup and lbsgd.decay for the run's length",
-    example={"lbsgd": {"epochs": 70}},
-)
-def schedule_within_run(planned: Planned) -> Iterator[Hit]:
-    recipe, kn = planned.recipe, planned.global_batch
-    length, warmup = length_in_iterations(recipe, kn), warmup_in_iterations(recipe, kn)
-    if not length:  # F03 reports it
-        return
-    unit = "epochs" if recipe.iterations is None else "iterations"
-    first = min([length, *decay_in_iterations(recipe, kn)])
-    if first == 0:
-        yield Hit(f"lbsgd.decay.{unit}", "has a point before the first update: no update has the full learning rate")
-    elif warmup >= first:
-        end = f"the run has {length}" if first == length else f"the first decay is at {first}"
-        said = f"is {getattr(recipe.warmup, unit):.12g}, {warmup} iterations of {kn} images, but {end}"
-        yield Hit(f"lbsgd.warmup.{unit}", f"{said}: no update has the full learning rate")
-    written = getattr(recipe, unit)
-    missed = [f"{point:.12g}" for point in getattr(recipe.decay, unit) if point >= written]
-    if missed:
-        yield Hit(f"lbsgd.decay.{unit}", f"has {', '.join(missed)}, but the run of {written} {unit} ends before")
-
-
-@rule(
     "F09",
     "gradient noise of an update that is one chunk",
     lbsgd="error",
@@ -221,8 +170,7 @@ RULES = (
     micro_batch,
     statistics_images,
     an_iteration,
-    schedule_within_run,
-    no_iteration_of_warmup,
+    *fit_schedule.RULES,
     noise_of_one_chunk,
 )
 PASSES_RULES = (passes,)  # apart, because the JSON's number is void if flags divide kn otherwise
