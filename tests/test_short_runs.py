@@ -21,8 +21,33 @@ def warnings(**lbsgd):
 
 @pytest.mark.parametrize("epochs, missed", [(4, "30, 60, 80"), (30, "30, 60, 80"), (31, "60, 80"), (80, "80")])
 def test_decays_that_never_come_are_named(epochs, missed):
-    said = f"lbsgd.decay.epochs has {missed}, but the run of {epochs} epochs ends before"
+    said = f"lbsgd.decay.epochs has {missed}, but the run of {epochs} epochs has no update from there on"
     assert sum(said in line for line in warnings(epochs=epochs)) == 1
+
+
+@pytest.mark.parametrize(
+    "settings, findings",
+    [
+        ("lbsgd.decay.epochs=[30,30.001,89.999]", {"has 89.999, but": "F06", "has 30, 30.001, which": "F10"}),
+        ("lbsgd.decay.epochs=[30,30.01,89.99]", {}),
+        (
+            "lbsgd.epochs=1 lbsgd.num_images=16384 lbsgd.warmup.epochs=0.1 lbsgd.decay.epochs=[0.3,0.7,0.9]",
+            {"has 0.9, but": "F06", "has 0.3, 0.7, which": "F10"},
+        ),
+    ],
+)
+def test_decays_are_compared_in_whole_iterations(settings, findings):
+    plan = Plan.read(ROOT / "ds_configs/8k.json", 8, overrides=Overrides(settings=tuple(settings.split())))
+    told = [line for line in plan.warnings if line.startswith("lbsgd.decay.epochs")]
+    assert len(told) == len(findings)
+    for said, code in findings.items():
+        assert any(said in line and line.endswith(f"[{code}]") for line in told)
+
+
+def test_decays_of_a_detector_are_compared_in_iterations_of_its_own_batch():
+    settings = ("lbsgd.decay.iterations=[120000, 120001, 159999]",)  # 15,000 twice, and 20,000 of 20,000
+    plan = Plan.read(ROOT / "ds_configs/detection/mask_rcnn_128.json", 8, overrides=Overrides(settings=settings))
+    assert [line[-5:] for line in plan.warnings] == ["[F06]", "[F10]"]
 
 
 @pytest.mark.parametrize("epochs, outlasts", [(4, True), (5, True), (6, False)])

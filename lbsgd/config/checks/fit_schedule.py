@@ -54,10 +54,31 @@ def schedule_within_run(planned: Planned) -> Iterator[Hit]:
         end = f"the run has {length}" if first == length else f"the first decay is at {first}"
         said = f"is {getattr(recipe.warmup, unit):.12g}, {warmup} iterations of {kn} images, but {end}"
         yield Hit(f"lbsgd.warmup.{unit}", f"{said}: no update has the full learning rate")
-    written = getattr(recipe, unit)
-    missed = [f"{point:.12g}" for point in getattr(recipe.decay, unit) if point >= written]
+    decays = zip(getattr(recipe.decay, unit), decay_in_iterations(recipe, kn), strict=True)
+    missed = [f"{point:.12g}" for point, iteration in decays if iteration >= length]
     if missed:
-        yield Hit(f"lbsgd.decay.{unit}", f"has {', '.join(missed)}, but the run of {written} {unit} ends before")
+        run = f"the run of {getattr(recipe, unit)} {unit}"
+        yield Hit(f"lbsgd.decay.{unit}", f"has {', '.join(missed)}, but {run} has no update from there on")
 
 
-RULES = (schedule_within_run, no_iteration_of_warmup)
+@rule(
+    "F10",
+    "decay points in one iteration",
+    lbsgd="warning",
+    why="Decay points are rounded to whole iterations. Where two round to the same, the learning rate falls twice at "
+    "once, and no update has the one in between.",
+    fix="move the points apart, or leave one out",
+    example={"lbsgd": {"decay": {"epochs": [30, 30.001, 80]}}},
+)
+def decays_apart(planned: Planned) -> Iterator[Hit]:
+    recipe, kn = planned.recipe, planned.global_batch
+    length, unit = length_in_iterations(recipe, kn), "epochs" if recipe.iterations is None else "iterations"
+    decays = [*zip(getattr(recipe.decay, unit), decay_in_iterations(recipe, kn), strict=True)]
+    for iteration in sorted({at for _, at in decays if at < length}):  # F06 reports the later ones
+        points = [f"{point:.12g}" for point, at in decays if at == iteration]
+        if len(points) > 1:
+            said = f"has {', '.join(points)}, which are all iteration {iteration:,} of {kn} images"
+            yield Hit(f"lbsgd.decay.{unit}", said)
+
+
+RULES = (schedule_within_run, no_iteration_of_warmup, decays_apart)
