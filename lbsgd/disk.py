@@ -15,6 +15,7 @@ from typing import IO, Any
 from lbsgd.errors import DataError
 
 MOST_LEVELS = 100  # of nested blocks in any JSON
+MOST_LINKS = 40  # that Linux follows to a file
 HELD = errno.EACCES, errno.EAGAIN  # a lock's errors if another process has it; network file systems give either
 NOTHING_THERE = errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP
 
@@ -156,31 +157,72 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def rewrite_file(path: Path, data: bytes, like: Path | None = None, to_the_disk: bool = True) -> None:
+def rewrite_file(path: Path, data: bytes, to_the_disk: bool = True) -> None:
     """Write a file that a user named atomically. It keeps its mode, and a symbolic link is followed.
 
-    A new file gets the mode of `like`, or the usual one. A path that is not a file, such as /dev/stdout, is written
-    into. Several processes may write at once; the last one wins. Without to_the_disk a machine that dies may lose the
-    file.
+    A stream is written into. Several processes may write at once; the last one wins. Without to_the_disk a machine
+    that dies may lose the file.
     """
-    path = Path(os.path.realpath(path))
-    if exists(path) and not is_file(path):
-        path.write_bytes(data)
+    if is_stream(path):
+        write_into(path, data)
         return
-    model = path if exists(path) else like
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".lbsgd-{secrets.token_hex(8)}.tmp")  # no other process has this name
+    write_new(temporary, data, like=path if exists(path) else None, to_the_disk=to_the_disk)
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-            if model is not None:
-                os.fchmod(file.fileno(), stat.S_IMODE(model.stat().st_mode))
-            file.write(data)
-            file.flush()
-            if to_the_disk:
-                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_new(path: Path, data: bytes, like: Path | None = None, to_the_disk: bool = True) -> None:
+    """Write a file that is not there yet, with the mode of `like` or the usual one; leave nothing after an error.
+
+    Raises FileExistsError if it is there: of several processes that write it at once, one does.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with open(descriptor, "wb") as file:
+            if like is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(like.stat().st_mode))
+            file.write(data)
+            file.flush()
+            if to_the_disk:
+                os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def is_stream(path: Path) -> bool:
+    """Return whether a path is a pipe, a device, or a name of an open file. Raises OSError where nobody can tell.
+
+    An open file's name, such as /dev/stdout, is that of a stream even if the stream goes into a regular file.
+    """
+    return in_proc(path) is not None or mode_of(path) != 0 and not (is_file(path) or is_dir(path))
+
+
+def in_proc(path: Path) -> Path | None:
+    """Return the name in /proc that a path leads to, such as /proc/1234/fd/1 of /dev/stdout; None if to none."""
+    for _ in range(MOST_LINKS):
+        path = Path(os.path.realpath(path.parent), path.name)
+        if path.parts[:2] == ("/", "proc"):
+            return path
+        if not os.path.islink(path):
+            break
+        path = path.parent / os.readlink(path)
+    return None
+
+
+def write_into(path: Path, data: bytes) -> None:
+    """Write into a stream: a file that this process has open goes on where it stands."""
+    place = in_proc(path)
+    if place and place.parent == Path(os.path.realpath("/proc/self/fd")) and place.name.isdecimal():
+        with open(os.dup(int(place.name)), "wb") as file:
+            file.write(data)
+    else:
+        path.write_bytes(data)
 
 
 def allow_open_files(needed: int) -> int | None:

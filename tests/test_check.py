@@ -17,6 +17,7 @@ from lbsgd.commands.check_screen import print_inspections
 from lbsgd.commands.main import main
 from lbsgd.commands.plan_figure import in_terminal, stretches
 from lbsgd.config.accepted.schema import VERSIONS, accepted
+from lbsgd.config.checks import inspection
 from lbsgd.config.checks.inspection import Inspection, corrected, findings_of, inspect
 from lbsgd.config.derive import NO_WARMUP
 from lbsgd.config.json_file import read_json, write_json
@@ -26,6 +27,7 @@ from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.config.prediction import predict, reduction_of
 from lbsgd.config.traffic import Machines
+from lbsgd.disk import is_stream
 from lbsgd.errors import ConfigError
 
 FOREIGN = Path(__file__).parent / "fixtures" / "foreign"
@@ -750,6 +752,55 @@ def test_what_is_no_file_is_written_into(tmp_path):
     os.close(reader)
 
 
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_the_name_of_an_open_file_is_a_stream_that_goes_on_where_it_stands(tmp_path, through_a_link):
+    """So `--output /dev/stdout` works with `> FILE`, and what is printed later stands behind it."""
+    path = tmp_path / "out.json"
+    with open(path, "w") as file:
+        print("before", file=file, flush=True)
+        name = Path(f"/dev/fd/{file.fileno()}")
+        if through_a_link:
+            (tmp_path / "link").symlink_to(name)
+            name = tmp_path / "link"
+        write_json(name, {})
+        print("after", file=file)
+    assert path.read_text() == "before\n{}\nafter\n"
+    (tmp_path / "link").unlink(missing_ok=True)
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_pipe_is_written_into_by_the_name_of_its_open_end():
+    reader, writer = os.pipe()
+    write_json(f"/proc/self/fd/{writer}", SGD)
+    assert json.loads(os.read(reader, 10_000)) == SGD
+    os.close(writer)
+    with pytest.raises(ConfigError, match=rf"^/dev/fd/{writer}: cannot be written \(Bad file descriptor\)"):
+        write_json(f"/dev/fd/{writer}", SGD)
+    os.close(reader)
+
+
+def test_a_file_in_the_memory_of_dev_is_a_file(tmp_path):
+    for place in (tmp_path / "ds.json", tmp_path / "new.json", tmp_path):
+        assert not is_stream(place)
+    if os.access("/dev/shm", os.W_OK):
+        with tempfile.NamedTemporaryFile(dir="/dev/shm", suffix=".json") as file:
+            assert not is_stream(Path(file.name))
+
+
+def test_a_stream_is_not_corrected(tmp_path, capsys):
+    """It is not opened either: without a writer a pipe would never end."""
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("ds.json", "open.json"):
+        (tmp_path / name).write_text(json.dumps({"train_batch_size": 8, "optimizer": {"type": "sgd"}}))
+    before = (tmp_path / "ds.json").read_bytes()
+    with open(tmp_path / "open.json", "rb") as file:
+        for name in (tmp_path / "pipe", f"/dev/fd/{file.fileno()}"):
+            assert main(["check", "--fix", str(tmp_path / "ds.json"), str(name)]) == 2
+            said = f"error: {name}: --fix cannot correct a pipe or standard input; name a file\n"
+            assert capsys.readouterr().err == said
+    assert (tmp_path / "ds.json").read_bytes() == before and len([*tmp_path.iterdir()]) == 3
+
+
 def test_an_empty_name_is_no_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ds.json").write_text(json.dumps({"train_batch_size": 8, "elasticity": {}}))
@@ -897,6 +948,22 @@ def test_fix_keeps_every_original(tmp_path):
         assert main(["check", "--fix", str(path)]) == 0
     kept = [json.loads((tmp_path / name).read_text())["train_batch_size"] for name in KEPT]
     assert kept == [1, 2, 3]
+
+
+def test_fix_keeps_the_text_that_it_read_where_another_one_corrects_the_file_at_the_same_time(tmp_path, monkeypatch):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"train_batch_size": 8, "optimizer": {"type": "sgd"}}))
+    before = path.read_bytes()
+
+    def meanwhile(*arguments):
+        monkeypatch.undo()
+        assert main(["check", "--fix", str(path)]) == 0
+        return corrected(*arguments)
+
+    monkeypatch.setattr(inspection, "corrected", meanwhile)
+    assert main(["check", "--fix", str(path)]) == 0
+    assert [(tmp_path / name).read_bytes() for name in KEPT[:2]] == [before, before]
+    assert read_json(path)["optimizer"]["type"] == "SGD" and len([*tmp_path.iterdir()]) == 3
 
 
 KEPT = ("ds.json.orig", "ds.json.orig.2", "ds.json.orig.3")

@@ -177,6 +177,20 @@ def test_a_file_that_is_written_over_is_kept_once(tmp_path, monkeypatch, capsys)
     assert Path("my.json.orig").read_text() == '{"mine": 1}' and len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_stream_gets_the_json_alone_and_keeps_nothing(tmp_path, capsys):
+    for arguments in ("--global_batch 1024", f"--from {EIGHT_K} --for accelerate --gpus 8"):
+        printed = json.loads(config(arguments, capsys)[1])
+        with open(tmp_path / "out.json", "w") as file:
+            code, out, _ = config(f"{arguments} --output /dev/fd/{file.fileno()}", capsys)
+        assert (code, out) == (0, "") and json.loads((tmp_path / "out.json").read_text()) == printed
+    assert len([*tmp_path.iterdir()]) == 1
+
+
+def test_a_name_that_no_file_can_have_is_one_line(capsys):
+    code, out, [error] = config(f"--global_batch 1024 --output {'a' * 300}", capsys)
+    assert (code, out) == (2, "") and error.endswith(": cannot be written (File name too long); choose another place")
+
+
 def test_a_file_that_cannot_be_kept_is_not_written_over(tmp_path, monkeypatch, capsys):
     place = tmp_path / "my.json"
     place.write_text('{"mine": 1}')

@@ -72,7 +72,7 @@ def check_files(given: argparse.Namespace) -> int:
     for line in files.unread:
         print(printable(f"{line}, passed over"), file=sys.stderr)
     if given.fix:
-        files.require_all()  # before anything is written
+        files.require_correctable()  # before anything is written
     if len(versions) > 1:
         code = print_versions(files.checked, versions, len(files.others))
         files.require_all()

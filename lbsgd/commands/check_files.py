@@ -12,6 +12,7 @@ from pathlib import Path
 from lbsgd.config.checks.inspection import read_hjson
 from lbsgd.config.checks.recognise import is_deepspeed_json, may_be_deepspeed_json
 from lbsgd.config.json_file import RepeatedKeyError, read_json
+from lbsgd.disk import is_stream
 from lbsgd.errors import ConfigError
 from lbsgd.units import counted
 
@@ -39,6 +40,12 @@ class Files:
         """Raise ConfigError if a given file or folder cannot be checked."""
         if self.problems:
             raise ConfigError(*self.problems)
+
+    def require_correctable(self) -> None:
+        """Raise ConfigError if a given file or folder cannot be checked, or is a stream."""
+        self.require_all()
+        if streams := [name for name in self.checked if is_stream(Path(name))]:
+            raise ConfigError(f"{streams[0]}: --fix cannot correct a pipe or standard input; name a file")
 
 
 def files_of(given: Sequence[str]) -> Files:

@@ -15,6 +15,7 @@ from lbsgd.commands.flag_types import add_settings, named, positive, require_alo
 from lbsgd.commands.reader import reader_may_leave
 from lbsgd.config.libraries.arguments import LIBRARIES
 from lbsgd.config.precision import PRECISIONS
+from lbsgd.disk import is_stream
 from lbsgd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -82,16 +83,12 @@ def write_all(folder: str) -> int:
 def for_lbsgd(given: argparse.Namespace) -> int:
     """Write a JSON for a global batch, with the warnings that `lbsgd check` would print."""
     from lbsgd.config.checks.inspection import findings_of
-    from lbsgd.config.json_file import format_json
 
     config = config_of(given)
     print_beside(scaled_in(config, given))
     print_beside(f"warning: {finding}" for finding in findings_of(config) if finding.severity == "warning")
-    if given.output:
-        write_beside(given.output, config)
+    if write_out(given.output, config):
         print(f"{given.output}: see what it means with `lbsgd plan {quote(str(given.output))} --gpus N`")
-    else:
-        print(format_json(config))
     return 0
 
 
@@ -110,7 +107,6 @@ def for_library(given: argparse.Namespace) -> int:
 
     Changes and warnings follow the arguments as comments, so that all of it can be pasted.
     """
-    from lbsgd.config.json_file import format_json
     from lbsgd.config.libraries.needs import needs_of
     from lbsgd.config.plan import Plan
 
@@ -125,31 +121,35 @@ def for_library(given: argparse.Namespace) -> int:
         )
     plan = Plan.read(given.source, given.gpus, overrides=overrides_of(given))
     needs = needs_of(plan, given.library, given.parts)
-    if given.output:
-        write_beside(given.output, needs.config)
+    if write_out(given.output, needs.config):
         print(needs.text(given.output))
     else:
-        print(format_json(needs.config))
         print_beside([needs.text("FILE")])
     print_beside(f"# changed: {change}" for change in plan.changes)
     print_beside(f"# warning: {warning}" for warning in plan.warnings)
     return 0
 
 
-def write_beside(output: str, config: dict[str, Any]) -> None:
-    """Write a JSON. Keep an existing file with other content next to it, as `lbsgd check --fix` does.
+def write_out(output: str | None, config: dict[str, Any]) -> bool:
+    """Print a JSON, or write it into a file or a stream. Return whether it is in a file.
 
-    Raises ConfigError if the existing file cannot be read, and so not be kept, or if the JSON cannot be written.
+    Keep an existing file with other content next to it, as `lbsgd check --fix` does. Raises ConfigError if that file
+    cannot be read, and so not be kept, or if the JSON cannot be written.
     """
-    from lbsgd.config.json_file import keep_original, text_written, write_json
+    from lbsgd.config.json_file import format_json, keep_original, text_written, write_json
 
+    if output is None:
+        print(format_json(config))
+        return False
     try:
-        differs = os.path.isfile(output) and Path(output).read_bytes() != text_written(config)
+        is_kept = os.path.isfile(output) and not is_stream(Path(output))
+        before = Path(output).read_bytes() if is_kept else None
     except OSError as error:
         raise ConfigError(f"{output}: exists and cannot be read ({error.strerror}); choose another place") from None
-    if differs:
-        print_beside([f"# kept: the file as it was in {keep_original(output)}"])
+    if before not in (None, text_written(config)):
+        print_beside([f"# kept: the file as it was in {keep_original(output, before)}"])
     write_json(output, config)
+    return not is_stream(Path(output))
 
 
 def print_beside(lines: Iterable[str]) -> None:

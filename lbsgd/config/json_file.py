@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -14,7 +13,7 @@ from typing import Any
 
 from lbsgd.config.json_layout import with_values
 from lbsgd.config.keypath import shown
-from lbsgd.disk import is_file, require_shallow, rewrite_file
+from lbsgd.disk import is_file, require_shallow, rewrite_file, write_new
 from lbsgd.errors import ConfigError
 
 INSTEAD = "give a DeepSpeed JSON such as ds_configs/8k.json"
@@ -34,17 +33,29 @@ class NumberError(Exception):
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Return the JSON object in a file, read strictly.
+    """Return the JSON object in a file, read strictly. Raises ConfigError as `read_text` and `parse_json` do."""
+    return parse_json(path, read_text(path))
 
-    Raises ConfigError, with line and column if known, if the file cannot be read or does not hold a strict JSON object.
-    Raises RepeatedKeyError if an object has a key twice.
-    """
+
+def read_text(path: str | Path) -> str:
+    """Return a file's text, with its own line ends. Raises ConfigError if the file cannot be read."""
     try:
-        return strict_object(text_of(path))
+        return text_of(path)
     except OSError as error:
         problem = f"cannot be read ({error.strerror}); {INSTEAD}"
     except UnicodeDecodeError:
         problem = f"is not text in UTF-8; save it so, or {INSTEAD}"
+    raise ConfigError(f"{path}: {problem}")
+
+
+def parse_json(path: str | Path, text: str) -> dict[str, Any]:
+    """Return the JSON object in a file's text, read strictly.
+
+    Raises ConfigError, with line and column if known, if the text is no strict JSON object, and RepeatedKeyError if an
+    object has a key twice.
+    """
+    try:
+        return strict_object(text)
     except json.JSONDecodeError as error:
         problem = (
             f"is no strict JSON in line {error.lineno}, column {error.colno} ({error.msg}); "
@@ -58,14 +69,14 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def text_of(path: str | Path) -> str:
     """Return a file's text. A pipe is read once and its text kept. Raises OSError and UnicodeDecodeError."""
     if is_file(Path(path)):
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_bytes().decode()
     return text_of_pipe(str(path), os.stat(path).st_ino)
 
 
 @cache
 def text_of_pipe(path: str, inode: int) -> str:
     """Return a pipe's text, cached. The inode is part of the key because a later pipe may have the same path."""
-    return Path(path).read_text(encoding="utf-8")
+    return Path(path).read_bytes().decode()
 
 
 def strict_object(text: str) -> dict[str, Any]:
@@ -144,18 +155,22 @@ def format_json(value: Any, indent: str = "", used: int = 0, ascii_only: bool = 
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
-def keep_original(path: str | Path) -> Path:
-    """Copy a file to FILE.orig, or to FILE.orig.2 and so on if that exists, and return the copy's path.
+def keep_original(path: str | Path, content: bytes) -> Path:
+    """Write a file's content to FILE.orig, or to FILE.orig.2 and so on if that exists, and return that path.
 
-    Raises ConfigError if the copy cannot be written.
+    content: what was read from the file, which another process may have changed since. Raises ConfigError if the copy
+    cannot be written.
     """
-    names = itertools.chain([f"{path}.orig"], (f"{path}.orig.{number}" for number in itertools.count(2)))
-    copied = next(Path(name) for name in names if not os.path.lexists(name))
-    try:
-        rewrite_file(copied, Path(path).read_bytes(), like=Path(path))
-    except OSError as error:
-        raise ConfigError(f"{copied}: cannot be written ({error.strerror}); nothing was changed") from None
-    return copied
+    copied, number = Path(f"{path}.orig"), 1
+    while True:
+        try:
+            write_new(copied, content, like=Path(path))
+            return copied
+        except FileExistsError:
+            number += 1
+            copied = Path(f"{path}.orig.{number}")
+        except OSError as error:
+            raise ConfigError(f"{copied}: cannot be written ({error.strerror}); nothing was changed") from None
 
 
 def text_written(config: Mapping[str, Any]) -> bytes:
@@ -168,9 +183,8 @@ def write_json(path: str | Path, config: Mapping[str, Any]) -> None:
     write_bytes(path, text_written(config))
 
 
-def write_values(path: str | Path, config: Mapping[str, Any]) -> None:
-    """Write other values into a JSON file atomically, and keep its layout. Raises as `write_json` does."""
-    text = Path(path).read_bytes().decode()
+def write_values(path: str | Path, text: str, config: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically: its text with other values, in the same layout. Raises as `write_json` does."""
     write_bytes(path, with_values(text, config).encode("utf-8", "backslashreplace"))
 
 

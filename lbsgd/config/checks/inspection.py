@@ -20,7 +20,8 @@ from lbsgd.config.checks.subject import Planned
 from lbsgd.config.json_file import (
     RepeatedKeyError,
     keep_original,
-    read_json,
+    parse_json,
+    read_text,
     text_of,
     without_repetition,
     write_values,
@@ -123,18 +124,19 @@ def worst_first(findings: list[Finding]) -> tuple[Finding, ...]:
 def inspect(file: str, fix: bool = False, version: str | None = None) -> Inspection:
     """Read and check a file for a version of DeepSpeed; with fix, write the corrections that a program can make."""
     try:
-        config = read_json(file)
+        text = read_text(file)
+        config = parse_json(file, text)
     except ConfigError as error:
         return inspect_unstrict(file, error, fix, version)
-    if foreign := foreign_findings(text_if_there(file), config):
+    if foreign := foreign_findings(text, config):
         return Inspection(file, None, foreign, version=version)
     if not fix or not is_deepspeed_json(config):
         return Inspection(file, config, findings_of_file(config, version), version=version)
     mended = corrected(config, version)
     changes, kept = differences(config, mended, written=shown), None
     if changes:
-        kept = str(keep_original(file))
-        write_values(file, mended)
+        kept = str(keep_original(file, text.encode()))
+        write_values(file, text, mended)
     return Inspection(file, mended, findings_of_file(mended, version), changes, kept, version)
 
 
