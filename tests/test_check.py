@@ -1183,6 +1183,7 @@ def test_a_switch_in_a_plain_json_is_read_as_deepspeed_reads_it(code, key, found
         ("seed", 2**32, "is 4294967296; give a number less than 4294967296"),
         ("augmentation.resolution", 10_001, "is 10001; give a number of at most 10000"),
         ("linear_scaling.base_lr", 0, "is 0; give a number of at least 1e-12"),
+        ("warmup.start_fraction", 5e-324, "is 5e-324; give a number of at least 1e-12"),
         ("linear_scaling.rule", "x", 'is "x"; give "linear", "sqrt" or "fixed"'),
         ("paper_error_pct", [1], "is [1]; give a list of at least 2"),
         ("paper_error_pct", [1, 2, 3], "is [1, 2, 3]; give a list of at most 2"),

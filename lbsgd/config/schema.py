@@ -63,7 +63,7 @@ class Warmup(_Block):
     kind: WarmupKind
     iterations: Positive | None = None
     epochs: NonNegativeFloat | None = Field(None, validate_default=True)
-    start_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    start_fraction: Annotated[float, Field(ge=1e-12, le=1)] | None = None
     scaled: bool = False
 
     _one_length = field_validator("epochs")(one_length)
