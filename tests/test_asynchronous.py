@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from asynchronous import MOST_SPREAD
 from commands import ROOT, environment_with, refused, script
 from update_magnitude import steps
 
@@ -164,6 +165,18 @@ def test_flags_that_a_simulation_does_not_read_are_refused():
     arguments = ["--fake_data", "--updates", "sync", "--deepspeed_config", ROOT / "ds_configs/digits/256.json", *given]
     done = script("recipes/asynchronous.py", *arguments)
     refused(done, "--max_iterations, --checkpoint_every, --evaluate_every, --hang_timeout, --cuda_graphs", "leave")
+
+
+@pytest.mark.parametrize("spread", ["1e155", "2.1", "-1", "nan"])
+def test_a_spread_whose_times_would_have_no_mean_is_refused(tmp_path, spread):
+    done = script(*SYNC, *DIGITS, *SMALL, "--spread", spread, "--output_dir", tmp_path / "run")
+    refused(done, f"argument --spread: '{spread}' is")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_times_have_mean_1_up_to_the_largest_spread():
+    found = server(1, "async", MOST_SPREAD)
+    assert sum(found.draw() for _ in range(100_000)) / 100_000 == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("recipe, flags", [("asynchronous", ("--updates", "sync")), ("update_magnitude", ())])
