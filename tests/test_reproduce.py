@@ -701,14 +701,15 @@ def test_the_command_lists_its_runs_and_refuses_what_it_does_not_know(capsys):
         ("٣", "neither a number of seeds"),
         ("1-", "neither a number of seeds"),
         ("7-5", "at least 1"),
+        ("4294967295-4294967296", "above 4294967295, which no recipe takes"),
     ],
 )
-def test_more_seeds_than_anybody_runs_are_one_line(capsys, text, words):
+def test_seeds_that_nobody_can_run_are_one_line(capsys, text, words):
     with pytest.raises(SystemExit) as caught:
         main(["reproduce", "table1", "digits", "--list", "--seeds", text])
     error = capsys.readouterr().err.splitlines()[-1]
     assert caught.value.code == 2 and "--seeds" in error and words in error
-    assert len(seeds("10000")) == len(seeds("2-10001")) == 10_000
+    assert len(seeds("10000")) == len(seeds("2-10001")) == 10_000 and seeds("4294967295-4294967295") == (2**32 - 1,)
 
 
 def test_listed_commands_can_be_pasted_where_they_are_listed(tmp_path, monkeypatch, capsys):

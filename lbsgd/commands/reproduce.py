@@ -10,6 +10,7 @@ from lbsgd.output import require_output
 from lbsgd.processes.signals import stoppable
 
 MOST_SEEDS = 10_000  # more is a typing mistake
+LARGEST_SEED = 2**32 - 1  # that lbsgd.seed takes
 
 DESCRIPTION = """run a table or figure of the paper on your machine, and report it
 
@@ -56,6 +57,8 @@ def seeds(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} are no seeds; give at least 1")
     if chosen[MOST_SEEDS:]:
         raise argparse.ArgumentTypeError(f"{text!r} are too many seeds; give at most {MOST_SEEDS:,}")
+    if chosen[-1] > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text!r} has seeds above {LARGEST_SEED}, which no recipe takes")
     return tuple(chosen)
 
 
