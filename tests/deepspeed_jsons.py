@@ -142,6 +142,7 @@ PREDIVIDED = {**BASE, **ALLOW, "gradient_predivide_factor": "2.0"}
 REPORTED = (  # single mistakes and harmless habits that people have reported
     {**ADAM, "communication_data_type": "int4"},
     {**ADAM, "communication_data_type": "FP32"},
+    {**ADAM, "gradient_clipping": True, "steps_per_print": True, "gradient_accumulation_steps": True},
     {**ADAM, "zero_optimization": {"stage": 2, "reduce_bucket_size": "5e8"}},
     {**ADAM, "zero_optimization": {"stage": 2, "reduce_bucket_size": 2.5}},
     {**ADAM, "zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": 0.9}},

@@ -91,6 +91,37 @@ def test_a_switch_says_what_deepspeed_takes_it_for(key, value, words):
         assert (finding.key, finding.message, finding.severity) == (key, words, severity)
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("gradient_clipping", False),
+        ("gradient_accumulation_steps", True),
+        ("fp16.initial_scale_power", True),
+        ("zero_optimization.sub_group_size", True),
+        ("zero_optimization.stage3_max_live_parameters", False),
+        ("optimizer.params.weight_decay", False),
+        ("train_batch_size", True),
+        ("steps_per_print", True),
+        ("optimizer.params.lr", True),
+        ("zero_optimization.stage", True),
+    ],
+)
+def test_true_or_false_for_a_number_is_told(key, value):
+    plain = {**PLAIN, "optimizer": SGD, "zero_optimization": {"stage": 1}}
+    [told] = [each for each in findings_of(with_value(plain, key, value)) if (each.code, each.key) == ("D62", key)]
+    said = f"is {str(value).lower()}, and DeepSpeed takes it for {int(value)}"
+    assert (told.message, told.severity) == (said, "warning")
+    assert "error" in [severity for _, severity in found(with_value(edited(), key, value), key)]
+    assert "D62" not in dict(found(with_value(plain, key, int(value)), key))
+
+
+def test_true_or_false_in_a_switch_or_a_text_is_right_and_a_refused_one_is_told_once():
+    scheduler = {"type": "WarmupLR", "params": {"warmup_type": True}}
+    config = {**PLAIN, "optimizer": SGD, "scheduler": scheduler, "wall_clock_breakdown": True}
+    assert "D62" not in [each.code for each in findings_of(with_value(config, "optimizer.params.nesterov", True))]
+    assert found(with_value(config, "fp16.loss_scale", True), "fp16.loss_scale") == [("D70", "error")]
+
+
 @pytest.mark.parametrize("value", [True, False, 0, 1, 1.0, None])
 def test_a_switch_that_is_clear_is_no_finding(value):
     assert found(with_value(edited(), "dump_state", value), "dump_state") == []

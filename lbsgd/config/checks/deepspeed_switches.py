@@ -1,4 +1,4 @@
-"""The rule about switches that are neither true nor false, and what DeepSpeed takes them for."""
+"""Rules about switches that are neither true nor false, and about numbers that are: what DeepSpeed takes them for."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ OF_OPTIMIZER = (  # arguments of torch's and DeepSpeed's optimizers
     "foreach fp32_optimizer_states fused maximize nesterov set_grad_none torch_adam"
 ).split()
 OF_SCHEDULER = "cycle_momentum lr_range_test_staircase three_phase".split()
+NUMBERS = (  # outside of DeepSpeed's models, which know their types
+    "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps gradient_clipping "
+    "gradient_predivide_factor steps_per_print sequence_parallel_size"
+).split()
 
 
 @rule(
@@ -56,6 +60,42 @@ def ambiguous_switch(json: Document) -> Iterator[Hit]:
         unclear = value not in (None, False, True, "auto")  # 0 == False and 1 == True
         if unclear and takes(json.accepted.keys.get(key, {}), value):
             yield Hit(key, taken_for(value, unconverted=True))
+
+
+@rule(
+    "D62",
+    "true or false in the place of a number",
+    lbsgd="error",
+    plain="warning",
+    why='DeepSpeed takes true for 1 and false for 0. So "gradient_clipping": true clips the gradients\' norm at 1.0.',
+    fix="write the number",
+    example={"gradient_accumulation_steps": True},
+)
+def switch_for_a_number(json: Document) -> Iterator[Hit]:
+    for key in number_keys(json):
+        value = json.get(key)
+        if isinstance(value, bool):
+            yield Hit(key, f"is {shown(value)}, and DeepSpeed takes it for {int(value)}")
+
+
+def number_keys(json: Document) -> Iterator[str]:
+    """Yield the keys whose values are numbers to DeepSpeed, to the optimizer and to the scheduler."""
+    yield from (name for name in NUMBERS if name in json.accepted.keys)
+    for block, model in json.accepted.blocks.items():
+        for name, field in json.accepted.models[model]["fields"].items():
+            if is_numeric(field["type"]):
+                yield f"{block}.{field.get('alias', name)}"
+    for block, entry in (("optimizer", json.optimizer_entry), ("scheduler", json.scheduler_entry)):
+        for name, description in (entry or {}).get("params", {}).items():
+            if name not in (*OF_OPTIMIZER, *OF_SCHEDULER) and description.get("int") and not description["text"]["any"]:
+                yield f"{block}.params.{name}"
+
+
+def is_numeric(kind: Any) -> bool:
+    """Whether a type of DeepSpeed's models is that of numbers, with bounds or without, such as ZeRO's stages."""
+    if isinstance(kind, dict):
+        return kind.get("of") in ("int", "float") or any(isinstance(value, int) for value in kind.get("enum", ()))
+    return kind in ("int", "float")
 
 
 def taken_for(value: Any, unconverted: bool = False) -> str:

@@ -72,8 +72,11 @@ def deepspeed_findings(config: Mapping[str, Any], version: str | None = None) ->
 
 
 def without_doubles(findings: list[Finding]) -> list[Finding]:
-    """Drop a refused value (D70) if another error says more about its key, and D27 if D70 has the same key."""
-    told = {finding.key for finding in findings if finding.severity == "error" and finding.code != "D70"}
-    kept = [finding for finding in findings if finding.code != "D70" or finding.key not in told]
-    refused = {finding.key for finding in kept if finding.code == "D70"}
-    return [finding for finding in kept if finding.code != "D27" or finding.key not in refused]
+    """Drop what another finding about the same key says better.
+
+    Any other error says more than a refused value (D70) or a boolean for a number (D62), and D70 more than D27 and D62.
+    """
+    told = {each.key for each in findings if each.severity == "error" and each.code not in ("D62", "D70")}
+    kept = [each for each in findings if each.code not in ("D62", "D70") or each.key not in told]
+    refused = {each.key for each in kept if each.code == "D70"}
+    return [each for each in kept if each.code not in ("D27", "D62") or each.key not in refused]
