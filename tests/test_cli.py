@@ -345,6 +345,17 @@ def test_the_run_time_hides_nothing_where_the_json_forbids_overlap(capsys):
         assert json.loads(capsys.readouterr().out)["overlaps"] is overlaps
 
 
+def test_one_gpu_aggregates_nothing(capsys):
+    command = ["plan", str(ROOT / "ds_configs/8k.json"), "--gpus", "1"]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  reduced: nothing, on one GPU" in lines
+    assert "  overlap in this JSON: no: one GPU aggregates nothing" in lines
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["bytes_per_iteration"], found["overlaps"]) == (0, False)
+
+
 NOT_ITS_SPEED = "the speed is ResNet-50's at 224 pixels; give --images_per_second"
 
 

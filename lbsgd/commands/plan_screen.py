@@ -77,10 +77,9 @@ class Screen:
 
     def prediction(self) -> None:
         plan, machines, reduction = self.plan, self.outlook.machines, self.outlook.reduction
-        sent = bytes_per_iteration(reduction, plan.world_size)
         self.title("iteration, predicted", f"({basis_of(self.outlook)})")
         self.say(f"machines: {machines.source}")
-        self.say(f"reduced: {moved(reduction)}; {sent / 1e6:.0f} MB leave each GPU")
+        self.say(f"reduced: {moved(reduction, plan.world_size)}")
         self.compute()
         if machines.servers(plan.world_size) > 1:
             self.algorithms()
@@ -184,12 +183,15 @@ def basis_of(outlook: Outlook) -> str:
     )
 
 
-def moved(reduction: Reduction) -> str:
+def moved(reduction: Reduction, gpus: int) -> str:
     """Return in words what an iteration aggregates."""
+    if not reduction.num_buckets:
+        return "nothing, on one GPU"
     times = f", {reduction.times} times" if reduction.times > 1 else ""
     weights = f", then {reduction.weight_bytes / 1e6:.0f} MB of weights gathered" if reduction.weight_bytes else ""
     buckets = counted(reduction.num_buckets, "bucket")
-    return f"{reduction.gradient_bytes / 1e6:.0f} MB of gradients in {buckets}{times}{weights}"
+    sent = f"{bytes_per_iteration(reduction, gpus) / 1e6:.0f} MB leave each GPU"
+    return f"{reduction.gradient_bytes / 1e6:.0f} MB of gradients in {buckets}{times}{weights}; {sent}"
 
 
 def milliseconds(seconds: float) -> str:

@@ -96,11 +96,13 @@ def predict(
 
 
 def reduction_of(plan: Plan, size: Network) -> Reduction:
-    """Return the traffic of a network's gradients at a plan's ZeRO stage and precision.
+    """Return the traffic of a network's gradients at a plan's ZeRO stage and precision; of one GPU there is none.
 
     Stage 2 aggregates in every pass, stages 0 and 1 once per iteration; stages 1 and 2 then gather the weights. At
     stage 0 DeepSpeed's own reduction ignores reduce_bucket_size.
     """
+    if plan.world_size == 1:
+        return Reduction(0.0, 0)
     P, w = size.num_parameters, bytes_per_weight(plan.precision)
     own_at_stage_0 = plan.zero_stage == 0 and not plan.aggregates
     bucket = OWN_BUCKET_AT_STAGE_0 if own_at_stage_0 else plan.bucket_elements
@@ -122,6 +124,8 @@ def bytes_per_iteration(reduction: Reduction, gpus: int) -> float:
 
 def no_overlap(plan: Plan, reduction: Reduction) -> str | None:
     """Return why this JSON keeps aggregation from overlapping back-propagation in DeepSpeed 0.19.8, or None."""
+    if not reduction.num_buckets:
+        return "one GPU aggregates nothing"
     if plan.zero_stage == 0 and not plan.aggregates:
         return "at stage 0 DeepSpeed aggregates after back-propagation"
     if not plan.overlaps:
