@@ -345,6 +345,16 @@ def test_the_run_time_hides_nothing_where_the_json_forbids_overlap(capsys):
         assert json.loads(capsys.readouterr().out)["overlaps"] is overlaps
 
 
+@pytest.mark.parametrize("file", ["8k", "detection/mask_rcnn_128"])
+def test_an_aggregation_that_cannot_run_is_refused_before_anything_is_printed(tmp_path, capsys, file):
+    flags = ["--gpus", "8", "--gpus_per_server", "3", "--set", "lbsgd.aggregation.hierarchy=servers"]
+    picture = tmp_path / "plan.png"
+    assert main(["plan", str(ROOT / f"ds_configs/{file}.json"), *flags, "--png", str(picture)]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and "servers needs equally many processes on each, and these have 2 x 3, 2" in error
+    assert error.count("\n") == 1 and not picture.exists()
+
+
 def test_one_gpu_aggregates_nothing(capsys):
     command = ["plan", str(ROOT / "ds_configs/8k.json"), "--gpus", "1"]
     assert main(command) == 0

@@ -27,7 +27,10 @@ from lbsgd.config.traffic import PRESETS, Machines, running
 
 @dataclass(frozen=True)
 class Outlook:
-    """A plan for one network, with its memory at each ZeRO stage and a prediction for each all-reduce algorithm."""
+    """A plan for one network, with its memory at each ZeRO stage and a prediction for each all-reduce algorithm.
+
+    running: the algorithm that NCCL runs on these machines, and why.
+    """
 
     plan: Plan
     model: str
@@ -35,10 +38,15 @@ class Outlook:
     reduction: Reduction
     memories: tuple[Memory, ...]
     predictions: tuple[Prediction, ...]
+    running: tuple[str, str]
 
     @classmethod
     def of(cls, given: argparse.Namespace) -> Outlook:
-        """Return the outlook for the flags of `lbsgd plan`. Raises ConfigError if flags and JSON disagree."""
+        """Return the outlook for the flags of `lbsgd plan`.
+
+        Raises ConfigError if flags and JSON disagree, or if the JSON demands an aggregation that cannot run on these
+        machines.
+        """
         plan, size, machines = read_plan(given), network(given.model), machines_of(given)
         reduction, images = reduction_of(plan, size), plan.global_batch // plan.world_size
 
@@ -46,12 +54,9 @@ class Outlook:
             return predict(images, plan.accumulation_steps, plan.world_size, reduction, machines, algorithm)
 
         memories = tuple(memory(plan, size, stage) for stage in (0, 1, 2))
-        return cls(plan, given.model, machines, reduction, memories, tuple(map(prediction, ALGORITHMS)))
-
-    @property
-    def running(self) -> tuple[str, str]:
-        """The algorithm that NCCL runs on these machines, and why."""
-        return running(self.plan, self.machines.gpus_per_server)
+        predictions = tuple(map(prediction, ALGORITHMS))
+        algorithm = running(plan, machines.gpus_per_server)
+        return cls(plan, given.model, machines, reduction, memories, predictions, algorithm)
 
     @property
     def is_estimated(self) -> bool:
