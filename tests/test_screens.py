@@ -204,7 +204,7 @@ def test_a_label_in_brackets_is_no_markup(capsys):
     assert "from [/data]" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("columns", [60, 80, 160])
+@pytest.mark.parametrize("columns", [40, 50, 60, 80, 160])
 def test_a_table_of_runs_keeps_their_names_whole(on_terminal, columns):
     lines = on_terminal(columns, "report", ROOT / "results/digits/runs/x1", ROOT / "results/digits/runs/x8")
     assert max(map(len, lines)) <= columns

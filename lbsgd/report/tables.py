@@ -18,8 +18,18 @@ from lbsgd.report.training_time import processes, training_time
 
 WIDE = 80  # terminal columns that hold the paper's numbers of a run, and its training time
 SPEED, TIME, PROCESSES = "images\n/s", "training\ntime", "processes"
-# The terminal width that a column needs. The names of the runs keep the room that they have at WIDE.
-LEAST_WIDTH = {"k": WIDE, "train": WIDE, TIME: WIDE, SPEED: WIDE + 7, PROCESSES: WIDE + 17}
+BEST = "best\nval"
+# The terminal width that a column needs, so that the names of the runs keep their room.
+LEAST_WIDTH = {
+    "η": 50,
+    "epochs": 50,
+    BEST: 60,
+    "k": WIDE,
+    "train": WIDE,
+    TIME: WIDE,
+    SPEED: WIDE + 7,
+    PROCESSES: WIDE + 17,
+}
 
 
 def error_table(runs: Sequence[LoggedRun], width: int = WIDE) -> Table:
@@ -39,7 +49,7 @@ def error_table(runs: Sequence[LoggedRun], width: int = WIDE) -> Table:
         + ("\ntraining time: h:mm:ss, without evaluations" if width >= LEAST_WIDTH[TIME] else ""),
     )
     shorts = [measure.short.replace(" ", "\n") for measure in further]
-    heads = ["run", "kn", "k", "η", "epochs", "val", "best\nval", "train", *shorts, SPEED, TIME, PROCESSES]
+    heads = ["run", "kn", "k", "η", "epochs", "val", BEST, "train", *shorts, SPEED, TIME, PROCESSES]
     shown = [number for number, head in enumerate(heads) if width >= LEAST_WIDTH.get(head, 0)]
     for number in shown:
         if number == 0:
