@@ -24,6 +24,7 @@ from typing import Any
 
 from lbsgd.disk import exists, is_dir, is_there, replace_file
 from lbsgd.errors import ConfigError, DataError, DivergedError
+from lbsgd.report.earlier_log import records_before
 from lbsgd.report.log_lines import KEYS, LOG_NAME, Expected, Record, missing_leaves, read_records
 from lbsgd.report.measure import Measure, measures_of, require_measures
 
@@ -101,25 +102,14 @@ class RunLog:
             # A checkpoint is usable without its log, which may be lost or in another folder. The log then begins there.
             # Without a checkpoint nothing shows that the log belongs to this run, so a new one begins.
             if resume_iteration and exists(self.path):
-                records = _happened_before(resume_iteration, self._to_go_on(resume_iteration))
+                with open(self.path, "ab"):
+                    pass  # raises an OSError if the file may not be written
+                records = records_before(resume_iteration, self.path)
                 require_measures(records[0], header, self.path)
             self.epochs = [record for record in records if record["kind"] == "epoch"]
             records.append({"kind": "resume", **header, "iteration": resume_iteration})
         expected = Expected(measures_of(records[0]))
         return b"".join(_line(record, expected) for record in records)
-
-    def _to_go_on(self, iteration: int) -> list[Record]:
-        """Return the records of the existing log."""
-        with open(self.path, "ab"):
-            pass  # raises an OSError if the file may not be written
-        try:
-            return read_records(self.path)
-        except DataError as error:
-            if isinstance(error.__cause__, OSError):
-                raise
-            raise DataError(
-                f"{error}; put it back from a copy, or delete it: a new log then begins at iteration {iteration}"
-            ) from None
 
     def _write(self, kind: str, record: Record) -> None:
         self._unwritten += _line({"kind": kind, **record}, self._expected)
@@ -231,16 +221,3 @@ def _strict(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_strict(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _happened_before(iteration: int, records: Sequence[Record]) -> list[Record]:
-    """Keep the records of work that was complete after `iteration` updates. Drop a result, because the run goes on."""
-    per_epoch = records[0]["iterations_per_epoch"]
-    over_at: dict[str, Callable[[Record], float]] = {
-        "run": lambda record: 0,
-        "iteration": lambda record: record["iteration"] + 1,
-        "epoch": lambda record: round(record["epoch"] * per_epoch) + 1,  # a run resumed there evaluates again
-        "resume": lambda record: record["iteration"],
-        "result": lambda record: math.inf,
-    }
-    return [record for record in records if over_at[record["kind"]](record) <= iteration]

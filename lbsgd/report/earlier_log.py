@@ -1,0 +1,35 @@
+"""The log that a resumed run finds in its folder, and the lines of it that stay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lbsgd.errors import DataError
+from lbsgd.report.log_lines import Record, read_records
+
+
+def records_before(iteration: int, path: Path) -> list[Record]:
+    """Return the records of work that was complete after `iteration` updates. Raises DataError for a broken log."""
+    try:
+        return happened_before(iteration, read_records(path))
+    except DataError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise DataError(
+            f"{error}; put it back from a copy, or delete it: a new log then begins at iteration {iteration}"
+        ) from None
+
+
+def happened_before(iteration: int, records: Sequence[Record]) -> list[Record]:
+    """Keep the records of work that was complete after `iteration` updates. Drop a result, because the run goes on."""
+    per_epoch = records[0]["iterations_per_epoch"]
+    over_at: dict[str, Callable[[Record], float]] = {
+        "run": lambda record: 0,
+        "iteration": lambda record: record["iteration"] + 1,
+        "epoch": lambda record: round(record["epoch"] * per_epoch) + 1,  # a run resumed there evaluates again
+        "resume": lambda record: record["iteration"],
+        "result": lambda record: math.inf,
+    }
+    return [record for record in records if over_at[record["kind"]](record) <= iteration]
