@@ -10,7 +10,7 @@ import pytest
 import torch
 from grid_logs import write_log
 
-from lbsgd.errors import CheckpointError, ConfigError
+from lbsgd.errors import CheckpointError, ConfigError, DataError
 from lbsgd.experiments.grid import BASELINE
 from lbsgd.train.identity import comparable
 from lbsgd.train.run import Run, only_writer, prepare_output
@@ -65,19 +65,36 @@ def test_without_locks_of_the_file_system_a_run_begins(tmp_path, monkeypatch):
         pass
 
 
-def test_a_run_that_has_ended_and_whose_checkpoints_are_gone_is_not_written_over(tmp_path):
-    (tmp_path / "weights.pt").write_bytes(b"of the end")
-    with pytest.raises(CheckpointError, match=f"{tmp_path} holds a run that has ended, without its checkpoints"):
-        prepare_output(Run(None, None, None, tmp_path, 1, resume=True), newest=None)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", None])
-def test_a_run_that_never_had_a_checkpoint_begins_anew(tmp_path, content):
-    """As on a full disk, where the log gets epochs but no checkpoint is written."""
-    folder = tmp_path if content is not None else write_log(tmp_path, BASELINE, 0, [50.0, 40.0, 30.0])
-    if content is not None:
-        (folder / "log.jsonl").write_bytes(content)
+def begins_anew(folder):
     prepare_output(Run(None, None, None, folder, 1, resume=True), newest=None)
+
+
+@pytest.mark.parametrize("planned", [None, 4], ids=["ended", "not ended"])
+def test_a_run_whose_checkpoints_are_gone_is_not_written_over(tmp_path, planned):
+    folder = write_log(tmp_path, BASELINE, 0, [50.0, 40.0, 30.0], planned=planned)
+    with pytest.raises(CheckpointError, match=f"{folder} holds a run without its checkpoints, .*delete log.jsonl and"):
+        begins_anew(folder)
+    (folder / "log.jsonl").unlink()  # as the line says
+    begins_anew(folder)
+    (folder / "weights.pt").write_bytes(b"of the end")
+    with pytest.raises(CheckpointError, match=f"{folder} holds a run without its checkpoints"):
+        begins_anew(folder)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path, capsys):
+    log = write_log(tmp_path, BASELINE, 0, [50.0, 40.0, 30.0]) / "log.jsonl"
+    first_epoch = log.read_bytes().splitlines(keepends=True)[:2]
+    for content in (b"".join(first_epoch), first_epoch[0] + first_epoch[1][:20]):
+        log.write_bytes(content)
+        begins_anew(log.parent)
+        assert "starting anew" in capsys.readouterr().out
+
+
+def test_a_damaged_log_without_checkpoints_is_not_written_over(tmp_path):
+    log = write_log(tmp_path, BASELINE, 0, [50.0, 40.0, 30.0]) / "log.jsonl"
+    log.write_bytes(b"no JSON\n" + log.read_bytes())
+    with pytest.raises(DataError, match=f"^{log}, line 1: not a run log: not JSON; put it back from a copy, or delete"):
+        begins_anew(log.parent)
 
 
 def test_a_lock_that_cannot_be_made_is_one_line(tmp_path):

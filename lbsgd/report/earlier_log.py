@@ -6,14 +6,26 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lbsgd.disk import is_there
 from lbsgd.errors import DataError
-from lbsgd.report.log_lines import Record, read_records
+from lbsgd.report.log_lines import LOG_NAME, Record, read_records
+
+
+def has_epochs(folder: Path) -> bool:
+    """Return whether there is a log and it tells of an epoch. Raises DataError if it is broken."""
+    path = folder / LOG_NAME
+    return is_there(path) and any(record["kind"] == "epoch" for record in read_earlier(path, 0))
 
 
 def records_before(iteration: int, path: Path) -> list[Record]:
-    """Return the records of work that was complete after `iteration` updates. Raises DataError for a broken log."""
+    """Return the records of work that was complete after `iteration` updates. Raises DataError if the log is broken."""
+    return happened_before(iteration, read_earlier(path, iteration))
+
+
+def read_earlier(path: Path, iteration: int) -> list[Record]:
+    """Return the records of the log of a run that goes on at an iteration."""
     try:
-        return happened_before(iteration, read_records(path))
+        return read_records(path)
     except DataError as error:
         if isinstance(error.__cause__, OSError):
             raise

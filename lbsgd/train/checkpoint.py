@@ -173,8 +173,8 @@ def load_newest(folder: Path, identity: dict[str, Any], say: Callable[[str], Non
         say(f"resuming from {path}")
         return Loaded(tensors, state, GoneOn(path, set(damaged)))
     raise CheckpointError(
-        "; ".join(map(str, damaged.values())) + f"; no whole checkpoint is left in {folder}: put one back, or delete "
-        "the folder to start anew"
+        "; ".join(map(str, damaged.values())) + f"; no whole checkpoint is left in {folder}: put one back, or start "
+        "anew in another --output_dir"
     )
 
 

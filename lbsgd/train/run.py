@@ -16,6 +16,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.disk import is_there, locked
 from lbsgd.errors import CheckpointError, ConfigError
 from lbsgd.output import say
+from lbsgd.report.earlier_log import has_epochs
 from lbsgd.report.lines import say_fact
 from lbsgd.report.run_log import LOG_NAME
 
@@ -119,11 +120,11 @@ def prepare_output(run: Run, newest: Path | None) -> None:
         weights=run.weights is not None,
     )
     if run.resume and not (newest or run.evaluate_only):
-        # A run that has not ended may never have had a checkpoint, on a full disk, so it begins again.
-        if is_there(run.output_dir / WEIGHTS_NAME):
+        # A run that was killed in its first epoch may never have had a checkpoint, so it begins again.
+        if is_there(run.output_dir / WEIGHTS_NAME) or has_epochs(run.output_dir):
             raise CheckpointError(
-                f"{run.output_dir} holds a run that has ended, without its checkpoints; it would be written over: "
-                "choose another --output_dir"
+                f"{run.output_dir} holds a run without its checkpoints, which would be written over: put one back, "
+                f"choose another --output_dir, or delete {LOG_NAME} and {WEIGHTS_NAME} there to start anew"
             )
         say(f"no complete checkpoint in {run.checkpoints}: starting anew")
 
