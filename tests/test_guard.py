@@ -907,6 +907,28 @@ def test_a_process_that_ends_with_nothing_to_save_stops_the_others(tmp_path):
     assert Peers(Processes(0, 2, 0, 1), store).stop_requested() == "SIGTERM"
 
 
+def waits_for_a_third(rank, port):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank))
+    processes = Processes(rank, 3, rank, 3)
+    with Guard(processes, 60) as guard:
+        Peers.meet(processes, 60, lambda position: (guard.alive(position), os.write(1, b"ready\n")))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_told_to_stop_before_all_have_met_stops_those_that_wait(tmp_path, rank):
+    """They would wait for it until --hang_timeout, and then take it for lost."""
+    port, path = free_port(), tmp_path / "other"
+    other = forked(waits_for_a_third, 1 - rank, port, output=path)
+    try:
+        ending = Ending(tmp_path, waits_for_a_third, rank, port, signals=[signal.SIGTERM])
+        other.join(10)
+        assert (ending.code, other.exitcode) == (75, 75)
+    finally:
+        other.kill()
+    told = ["stopped: SIGTERM at the meeting of all processes; the same command with --resume goes on"]
+    assert (ending.lines, lines_that_end(path.read_text())) == ((told, []) if rank == 0 else ([], told))
+
+
 def leaves():
     before = threading.active_count()
     with Guard(ALONE, 60):

@@ -21,7 +21,7 @@ from lbsgd.processes.ending import end_with_error
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.first_cause import ask, explained, first_cause
 from lbsgd.processes.launcher import is_gone
-from lbsgd.processes.peers import OtherFailed, Peers
+from lbsgd.processes.peers import OtherFailed, Peers, tell_before_joining
 from lbsgd.processes.signals import StopSignals
 
 SAME_REQUEST_SECONDS = 1.0  # a launcher may pass on a signal that the terminal has also sent to this process
@@ -142,8 +142,11 @@ class Guard:
     def stop(self, reason: str) -> None:
         """End the process if there is nothing to save, or if the main thread does not save in time."""
         if self.nothing_to_save:
+            stopped = Stopped(f"{reason} at {self.position}; the same command with --resume goes on")
             self.last_words(lambda peers: peers.request_stop(reason))  # the others will not meet this process again
-            self.end(Stopped(f"{reason} at {self.position}; the same command with --resume goes on"))
+            if not (self.peers or self.processes.alone):
+                ask(lambda: tell_before_joining(self.processes, stopped), LAST_WORDS_SECONDS)
+            self.end(stopped)
         if time.monotonic() - self.stop_began > SAVE_SECONDS:
             late = f"asked to stop, but nothing could be saved within {SAVE_SECONDS:g} s of {self.position}"
             self.end(LostProcessError(late))

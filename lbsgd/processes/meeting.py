@@ -16,7 +16,7 @@ from itertools import groupby
 
 from torch.distributed import PrefixStore, Store
 
-from lbsgd.errors import ConfigError, LbsgdError, LostProcessError
+from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, Stopped
 from lbsgd.processes.connection import MEETING, of_agent, pause, serves_store
 from lbsgd.processes.environment import Processes, jobs
 from lbsgd.processes.launcher import launchers
@@ -45,7 +45,8 @@ def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, ali
 
     No process returns before all have come, so a waiting process learns if another one will never come.
     Raises LostProcessError, which names the missing processes, after timeout_seconds. Raises OtherFailed if another
-    process ended before it came, and ConfigError if this process's world size differs from rank 0's.
+    process ended before it came, Stopped if another was told to stop, and ConfigError if this process's world size
+    differs from rank 0's.
     """
     name, rank = uuid.uuid4().hex, processes.rank
     prefix: str | None = None
@@ -62,9 +63,13 @@ def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, ali
                 deadline = time.monotonic() + patience  # rank 0 may have come later than this process
         if prefix and read(store, f"{prefix}/host/0"):
             return prefix
-        if failure := read(news_of(store, prefix or name), "failure"):
+        news = news_of(store, prefix or name)
+        if failure := read(news, "failure"):
             let_others_read(processes)
             raise OtherFailed(**json.loads(failure))
+        if reason := read(news, "stop"):
+            let_others_read(processes)
+            raise Stopped(reason)
         time.sleep(pause(processes.world_size) if rank else pause(1))
     error = some_did_not_come(store, name, processes, timeout_seconds)
     if not rank:
@@ -123,7 +128,7 @@ def some_did_not_come(store: Store, name: str, processes: Processes, timeout_sec
 
 
 def news_of(store: Store, prefix: str) -> Store:
-    """Return the part of the store in which waiting processes look for a failure.
+    """Return the part of the store in which waiting processes look for a failure and for a request to stop.
 
     Normally this is the whole store, because processes that rank 0 has not answered must be able to read it. With
     torchrun it is only this start's part, because the agent keeps earlier starts' failures in the store.
@@ -178,7 +183,7 @@ def tell(store: Store, rank: int, error: LbsgdError) -> int:
 
 
 def let_others_read(processes: Processes) -> None:
-    """On rank 0, keep the store alive until all waiting processes have looked for a failure."""
+    """On rank 0, keep the store alive until all waiting processes have looked for news."""
     if serves_store(processes):
         time.sleep(1 + pause(processes.world_size))
 

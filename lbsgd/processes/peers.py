@@ -16,7 +16,7 @@ from functools import cached_property
 
 from torch.distributed import PrefixStore, Store
 
-from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, one_line
+from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, Stopped, one_line
 from lbsgd.processes.connection import allow_connections, meeting_point, serves_store
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.meeting import OtherFailed, fresh_prefix, in_words, is_of_same_run, read, tell
@@ -42,7 +42,7 @@ class Peers:
 
         Raises LostProcessError after timeout_seconds, which names the missing processes, or if rank 0 is gone. Raises
         ConfigError if the meeting point cannot be used, world sizes differ or rank 0 may not open enough files, and
-        OtherFailed if another process ended before it came.
+        OtherFailed if another process ended before it came, and Stopped if another was told to stop.
         """
         if serves_store(processes):
             try:
@@ -162,7 +162,11 @@ def tell_before_joining(processes: Processes, error: LbsgdError) -> None:
     try:
         store = meeting_point(processes, WAITED_FOR_SECONDS)
         is_of_same_run(store, processes)  # raises ConfigError if the store is another run's
-        Peers(processes, store).fail(error)
+        peers = Peers(processes, store)
+        if isinstance(error, Stopped):
+            peers.request_stop(str(error))
+        else:
+            peers.fail(error)
     except (LbsgdError, RuntimeError):  # torch's error if the store is gone
         return  # nobody to tell
     if processes.is_rank_0:
