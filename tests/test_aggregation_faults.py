@@ -35,6 +35,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import CheckpointError, ConfigError, TrainingError
 from lbsgd.processes.ports import free_port
+from lbsgd.report.recipe import with_defaults
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation import phases, resume
 from lbsgd.train.aggregation.aggregation import Aggregation, AggregationSettings, attach
@@ -44,7 +45,7 @@ from lbsgd.train.aggregation.placement import Placement
 from lbsgd.train.aggregation.resume import same_order, saved_choice, say_other_sums, tell_of_another_order
 from lbsgd.train.engine import start_processes
 from lbsgd.train.engine_state import gather_state
-from lbsgd.train.identity import completed
+from lbsgd.train.identity import require_same_run
 from lbsgd.train.saver import Saver
 
 ALONE, FLAT = Placement(((0,),)), Choice("flat", RING, RING)
@@ -496,7 +497,7 @@ def test_aggregation_is_no_part_of_a_runs_identity():
 def test_a_key_that_an_older_checkpoint_lacks_has_its_neutral_default(tmp_path):
     saved = Recipe.model_validate(recipe()["lbsgd"]).model_dump()
     del saved["augmentation"]["flip"], saved["decay"], saved["seed"]
-    found = completed(saved)
+    found = with_defaults(saved)
     assert (found["augmentation"]["flip"], found["seed"], found["decay"]["factor"]) == (True, 0, 0.1)
     tensors = {
         "weights": {"w": torch.zeros(1)},
@@ -513,8 +514,18 @@ def test_a_key_that_an_older_checkpoint_lacks_has_its_neutral_default(tmp_path):
         checkpoint.load_newest(tmp_path, Plan.read(changed, 1).identity(), print)
 
 
+@pytest.mark.parametrize(
+    "block, given, key", [("detection", {}, "longer_side"), ("aggregation", {"hierarchy": "flat"}, "between")]
+)
+def test_a_key_that_an_older_checkpoint_lacks_in_a_block_that_may_be_null_has_its_default(tmp_path, block, given, key):
+    values = Recipe.model_validate(recipe()["lbsgd"]).model_dump() | {block: given}
+    now, older = (Recipe.model_validate(values).model_dump() for _ in range(2))
+    del older[block][key]
+    require_same_run(tmp_path, {"identity": {"recipe": older}}, {"recipe": now})
+
+
 def test_a_required_key_is_not_made_up():
-    assert "num_images" not in completed({"epochs": 1, "warmup": {"kind": "none", "epochs": 0}})
+    assert "num_images" not in with_defaults({"epochs": 1, "warmup": {"kind": "none", "epochs": 0}})
 
 
 def saved(hierarchy="flat", between="halving_doubling", inside="halving_doubling", servers=((0, 1, 2, 3),), bucket=500):

@@ -1,4 +1,4 @@
-"""The recipe in the first line of a log as a report shows it: the values that count, by key paths."""
+"""The recipe in the first line of a log, or in a checkpoint: the values that count, by key paths, and defaults."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def flat(block: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def with_defaults(block: dict[str, Any], schema: type[BaseModel] = Recipe) -> dict[str, Any]:
-    """Return a recipe, or a block of it, with the default of each key that its log is too old to have."""
+    """Return a recipe, or a block of it, with the default of each key that its log or checkpoint is too old to have.
+
+    A key's default must be what the code did before the key existed. A key without a default stays missing.
+    """
     filled = dict(block)
     for name, field in schema.model_fields.items():
         if name not in filled and not field.is_required():

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
-from lbsgd.config.schema import Recipe
 from lbsgd.errors import CheckpointError
+from lbsgd.report.recipe import with_defaults
 
 MODEL = "model"  # the identity's key for the network's name, used in messages
 
@@ -19,7 +16,7 @@ def require_same_run(path: Path, state: dict[str, Any], identity: dict[str, Any]
     """Raise CheckpointError, naming the first difference, if a checkpoint's identity is not the run's."""
     there, here = state["identity"].get(MODEL), identity.get(MODEL)
     networks = f" ({there} there, {here} here)" if there and there != here else ""
-    require_same(f"{path} is of another run{networks}", comparable(state, identity), with_defaults(identity), "")
+    require_same(f"{path} is of another run{networks}", comparable(state, identity), filled(identity), "")
 
 
 def comparable(state: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
@@ -31,31 +28,14 @@ def comparable(state: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any
     later = {
         key: identity[key] for key in ("precision", "decoder", "windows") if key in identity and saved.get(key) is None
     }
-    return {key: value for key, value in with_defaults(saved | later).items() if key in identity}
+    return {key: value for key, value in filled(saved | later).items() if key in identity}
 
 
-def with_defaults(identity: dict[str, Any]) -> dict[str, Any]:
+def filled(identity: dict[str, Any]) -> dict[str, Any]:
     """Return an identity with every key of the recipe. Keys that were added later change nothing by default."""
     if not isinstance(identity.get("recipe"), dict):
         return identity
-    return {**identity, "recipe": completed(identity["recipe"])}
-
-
-def completed(saved: Mapping[str, Any], block: type[BaseModel] = Recipe) -> dict[str, Any]:
-    """Return a saved block with defaults for all its missing keys, including those of blocks inside it.
-
-    A key's default must be what the code did before the key existed. A key without a default stays missing.
-    """
-    found = dict(saved)
-    for name, field in block.model_fields.items():
-        inner = field.annotation if isinstance(field.annotation, type) else None
-        if name not in found:
-            if not field.is_required():
-                default = field.get_default(call_default_factory=True)
-                found[name] = default.model_dump() if isinstance(default, BaseModel) else default
-        elif inner and issubclass(inner, BaseModel) and isinstance(found[name], Mapping):
-            found[name] = completed(found[name], inner)
-    return found
+    return {**identity, "recipe": with_defaults(identity["recipe"])}
 
 
 def require_same(other: str, saved: Any, now: Any, what: str) -> None:
