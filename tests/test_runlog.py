@@ -182,6 +182,32 @@ def test_a_resumed_run_drops_what_is_done_again_and_reads_as_one_run(tmp_path):
     assert resume == {"kind": "resume", **RUN, "world_size": 4, "iteration": 4}
 
 
+def test_an_evaluation_that_is_not_due_any_more_stays(tmp_path):
+    """As of the last epoch of a run that goes on to a later end with --evaluate_every."""
+    write(tmp_path, epochs=2)
+    for seconds in (9.0, 10.0):
+        again = {key: value for key, value in epoch(2).items() if not key.startswith("val")} | {"seconds": seconds}
+        with RunLog(tmp_path, RUN, resume_iteration=4) as log:
+            log.epoch(again)
+            log.epoch({**again, "epoch": 3})
+        first, second, third = read_run(tmp_path).epochs
+        assert (second["val_top1_error_pct"], second["seconds"]) == (20.0, seconds)
+        assert "val_top1_error_pct" in first and "val_top1_error_pct" not in third
+
+
+def test_epochs_that_a_log_has_lost_are_named(tmp_path):
+    path = write(tmp_path, epochs=4)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for kept, iteration, lost in ((2, 8, [1, 2, 3]), (4, 8, [2, 3]), (12, 8, []), (4, 3, []), (4, 4, []), (12, 7, [])):
+        path.write_bytes(b"".join(lines[:kept]))
+        with RunLog(tmp_path, RUN, iteration) as log:
+            assert log.lost_epochs == lost
+    path.unlink()
+    RunLog(tmp_path, RUN, 4).close()  # begins there, as the log was lost
+    with RunLog(tmp_path, RUN, 6) as log:
+        assert log.lost_epochs == []
+
+
 def test_resuming_in_the_middle_of_an_epoch_keeps_its_first_iterations(tmp_path):
     path = write(tmp_path, epochs=2)
     RunLog(tmp_path, RUN, resume_iteration=3).close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lbsgd.disk import is_there
@@ -17,9 +18,30 @@ def has_epochs(folder: Path) -> bool:
     return is_there(path) and any(record["kind"] == "epoch" for record in read_earlier(path, 0))
 
 
-def records_before(iteration: int, path: Path) -> list[Record]:
-    """Return the records of work that was complete after `iteration` updates. Raises DataError if the log is broken."""
-    return happened_before(iteration, read_earlier(path, iteration))
+@dataclass(frozen=True)
+class EarlierLog:
+    """The log of a run that goes on after `iteration` updates.
+
+    kept     the records of work that was complete then
+    again    the record of the epoch that ended just then, which the run writes again; empty if there is none
+    lost     the epochs before it that the log lacks
+    """
+
+    kept: list[Record]
+    again: Record
+    lost: list[int]
+
+
+def earlier_log(iteration: int, path: Path) -> EarlierLog:
+    """Read the log of a run that goes on. Raises DataError if it is broken."""
+    records = read_earlier(path, iteration)
+    per_epoch = int(records[0]["iterations_per_epoch"])
+    ended = {round(record["epoch"] * per_epoch): record for record in records if record["kind"] == "epoch"}
+    # A log that was lost as a whole begins where the run then went on.
+    begins = records[1]["iteration"] if len(records) > 1 and records[1]["kind"] == "resume" else 0
+    ends = range(per_epoch, iteration, per_epoch)
+    lost = [end // per_epoch for end in ends if end > begins and end not in ended]
+    return EarlierLog(happened_before(iteration, records), ended.get(iteration, {}), lost)
 
 
 def read_earlier(path: Path, iteration: int) -> list[Record]:
@@ -40,7 +62,7 @@ def happened_before(iteration: int, records: Sequence[Record]) -> list[Record]:
     over_at: dict[str, Callable[[Record], float]] = {
         "run": lambda record: 0,
         "iteration": lambda record: record["iteration"] + 1,
-        "epoch": lambda record: round(record["epoch"] * per_epoch) + 1,  # a run resumed there evaluates again
+        "epoch": lambda record: round(record["epoch"] * per_epoch) + 1,  # a run resumed there writes it again
         "resume": lambda record: record["iteration"],
         "result": lambda record: math.inf,
     }

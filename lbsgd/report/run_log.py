@@ -24,7 +24,7 @@ from typing import Any
 
 from lbsgd.disk import exists, is_dir, is_there, replace_file
 from lbsgd.errors import ConfigError, DataError, DivergedError
-from lbsgd.report.earlier_log import records_before
+from lbsgd.report.earlier_log import earlier_log
 from lbsgd.report.log_lines import KEYS, LOG_NAME, Expected, Record, missing_leaves, read_records
 from lbsgd.report.measure import Measure, measures_of, require_measures
 
@@ -39,8 +39,9 @@ class RunLog:
     begin               called after all checks, just before the log changes
 
     A resumed log keeps the lines from before that iteration and drops the work that is done again, so an interrupted
-    run reads as one run. `epochs` holds the epoch records so far, including those from before the interruption. A
-    DivergedError that ends the run is written into the file DIVERGED next to the log.
+    run reads as one run. `epochs` holds the epoch records so far, including those from before the interruption;
+    `lost_epochs` names those that the log lacks. A DivergedError that ends the run is written into the file DIVERGED
+    next to the log.
 
     Raises ConfigError if the folder cannot be written or already holds a run, and DataError if the log is broken.
     """
@@ -54,6 +55,8 @@ class RunLog:
     ):
         self.path = Path(folder) / LOG_NAME
         self.epochs: list[Record] = []
+        self.lost_epochs: list[int] = []
+        self._again: Record = {}
         self.header = header
         self._expected = Expected(measures_of(header))
         self._unwritten = b""  # lines that the disk has not taken yet, perhaps because it is full
@@ -73,6 +76,8 @@ class RunLog:
         self._write("iteration", record)
 
     def epoch(self, record: Record) -> None:
+        if record["epoch"] == self._again.get("epoch"):  # its evaluation holds, even if none is due here any more
+            record = self._again | record
         self.epochs.append(record)
         self._write("epoch", record)
 
@@ -104,7 +109,8 @@ class RunLog:
             if resume_iteration and exists(self.path):
                 with open(self.path, "ab"):
                     pass  # raises an OSError if the file may not be written
-                records = records_before(resume_iteration, self.path)
+                earlier = earlier_log(resume_iteration, self.path)
+                records, self._again, self.lost_epochs = earlier.kept, earlier.again, earlier.lost
                 require_measures(records[0], header, self.path)
             self.epochs = [record for record in records if record["kind"] == "epoch"]
             records.append({"kind": "resume", **header, "iteration": resume_iteration})

@@ -41,6 +41,7 @@ from lbsgd.train.run import WEIGHTS_NAME, Run, begin_output, only_writer, prepar
 from lbsgd.train.saver import Saver
 from lbsgd.train.trainer import Trainer
 from lbsgd.train.weights import put_weights, weights_in
+from lbsgd.units import counted
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLLECTIVE_SECONDS = 30  # a collective call may exceed --hang_timeout by this, so that the guard speaks first
@@ -214,6 +215,9 @@ def reporter_of(run: Run, engine, progress: Progress, stopwatch: Stopwatch, grap
     progress.begin(engine.global_steps)
     say_what_runs(progress, header)
     page = LivePage(run.output_dir, header, run.baseline)
+    if lost := log.lost_epochs:
+        begun = f"{counted(len(lost), 'epoch')} of those done before, from epoch {lost[0]} on"
+        progress.say(f"warning: {log.path} lacks {begun}; its tables and curves lack them, too")
     if line := page.too_short(run.last_iteration / run.plan.iterations_per_epoch):
         progress.say(f"warning: {line}")
     page.take_up(read_run(log.path))  # if the run is resumed

@@ -81,7 +81,7 @@ class Trainer:
         A run that resumes at the end of an epoch begins with that epoch's report, which may not have been finished.
         """
         if self.at_report:
-            self.report_epoch(max(self.iteration, last_iteration), evaluate_every)
+            self.report_epoch(last_iteration, evaluate_every)
         while self.iteration < last_iteration:
             epoch = self.iteration // self.plan.iterations_per_epoch
             self.train_epoch(epoch, min(last_iteration, (epoch + 1) * self.plan.iterations_per_epoch))
