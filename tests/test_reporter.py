@@ -17,7 +17,7 @@ from lbsgd.data.folder import ValData
 from lbsgd.experiments.catalogue import STUDIES
 from lbsgd.processes.stopwatch import Stopwatch
 from lbsgd.report.measure import TOP1
-from lbsgd.report.run_log import read_run
+from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import session
 from lbsgd.train.coco_source import coco_files
 from lbsgd.train.images import fake_images, ffcv_files
@@ -49,6 +49,20 @@ def test_a_monitor_that_cannot_write_ends_no_training():
     assert said == [
         "warning: a monitor's file could not be written ([Errno 28] No space left on device); training goes on"
     ]
+
+
+def test_a_log_that_vanishes_is_told_once(tmp_path):
+    progress = Records()
+    progress.say = (said := []).append
+    engine = SimpleNamespace(device="cpu", monitor=SimpleNamespace(enabled=False))
+    record = {"lr": 0.1, "train_loss": 1.0, "images_per_second": 100.0, "data_wait_pct": 1.0}
+    header = read_run(write_log(tmp_path, DIGITS_WITHOUT_WARMUP, 0, [50.0])).header
+    with RunLog(tmp_path / "run", header) as log:
+        log.path.unlink()
+        for number in range(2):
+            Reporter(log, progress, engine).report("iteration", {"iteration": number, "epoch": 0.0, **record})
+    assert said == [f"warning: {log.path} was removed or replaced; all of it is written there again"]
+    assert len(read_run(log.path).iterations) == 2
 
 
 @pytest.mark.parametrize("loss, num_warnings", [(0.7, 0), (math.nan, 1), (math.inf, 1)])

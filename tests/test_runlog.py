@@ -4,12 +4,14 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -296,6 +298,43 @@ def test_a_disk_that_was_full_for_long_lacks_no_line(tmp_path):
         assert len(read_run(tmp_path).iterations) < 10
         log.iteration(iteration(200))
     assert [record["iteration"] for record in read_run(tmp_path).iterations] == [*range(201)]
+
+
+def replaced(path):
+    path.with_name("other").write_text("of somebody else\n")
+    path.with_name("other").replace(path)
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda path: path.unlink(),
+        lambda path: shutil.rmtree(path.parent),
+        lambda path: path.parent.rename(path.parent.with_name("moved")),
+        replaced,
+    ],
+    ids=["removed", "with its folder", "moved", "replaced"],
+)
+def test_a_log_that_vanishes_is_written_again_whole(tmp_path, lose):
+    with RunLog(tmp_path / "run", RUN) as log:
+        log.iteration(iteration(0))
+        assert not log.put_back()
+        lose(log.path)
+        assert log.put_back()
+        log.iteration(iteration(1))
+        assert not log.put_back()
+    assert kinds(log.path) == ["run", "iteration", "iteration"]
+
+
+def test_a_log_that_cannot_be_written_again_yet_is_written_again_later(tmp_path, monkeypatch):
+    with RunLog(tmp_path / "run", RUN) as log:
+        log.path.unlink()
+        with monkeypatch.context() as full:
+            full.setattr("os.fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+            with pytest.raises(OSError):
+                log.put_back()
+        assert log.put_back()
+    assert kinds(log.path) == ["run"]
 
 
 def test_a_disk_that_has_room_again_at_the_end_gets_the_last_lines(tmp_path):

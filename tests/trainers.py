@@ -22,7 +22,7 @@ class Records:
     def __init__(self):
         self.epochs, self.iterations, self.said = [], [], []
         self.epoch, self.iteration = self.epochs.append, self.iterations.append
-        self.say, self.advance = self.said.append, lambda: None
+        self.say, self.advance, self.put_back = self.said.append, lambda: None, lambda: False
 
 
 class NobodyAsks:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class RunLog:
             begin()
             self.path.with_name(DIVERGED).unlink(missing_ok=True)
             replace_file(self.path, lines)
-            self._file = open(self.path, "ab", buffering=0)
+            self._file = open(self.path, "a+b", buffering=0)
         except OSError as error:
             raise ConfigError(f"cannot write {self.path}: {error.strerror}") from error
 
@@ -86,6 +87,18 @@ class RunLog:
         result = {measure.key: measure.of(self.epochs) for measure in measures_of(self.header)}
         self._write("result", result)
         return result
+
+    def put_back(self) -> bool:
+        """Write the log anew, whole, if it was removed, moved or replaced. Return whether it was. Raises OSError."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
+                return False
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file.seek(0)
+        replace_file(self.path, self._file.read())  # the system keeps an open file, whatever becomes of its name
+        with self._file:
+            self._file = open(self.path, "a+b", buffering=0)
+        return True
 
     def close(self) -> None:
         with self._file:

@@ -67,6 +67,7 @@ class Reporter:
         if kind == "epoch":
             record = record | peak_bytes(self.engine.device)
         try:
+            self.keep_log()
             getattr(self.log, kind)(record)
         except OSError as error:  # the line is kept, and written with the next one
             self.progress.say(f"warning: {self.log.path} could not be written ({error}); training goes on")
@@ -83,6 +84,11 @@ class Reporter:
                 self.progress.say(f"warning: {warning}")
         if self.engine.monitor.enabled:
             self.monitor(record)
+
+    def keep_log(self) -> None:
+        """Write the log anew, and say so, if it is no longer at its place."""
+        if self.log.put_back():
+            self.progress.say(f"warning: {self.log.path} was removed or replaced; all of it is written there again")
 
     def monitor(self, record: dict[str, Any]) -> None:
         """Give DeepSpeed's monitors the record's numbers: not its texts, nor numbers per layer."""
@@ -151,6 +157,7 @@ class Reporter:
         """Write the result and the curves. Return the run as read from its log."""
         folder = self.log.path.parent
         try:
+            self.keep_log()
             self.log.result()
             run = read_run(folder)
             curves(run, folder / "curves.png")
