@@ -272,11 +272,6 @@ class Arguments:
     ignore_data_skip: bool = False
     world_size: int = 1
     deepspeed: str | None = None
-    optim: str = "adamw_torch"
-    adam_beta1: float = 0.9
-    weight_decay: float = 0.0
-    warmup_steps: float = 0
-    data_seed: int | None = None
 
     def __init__(self, **given):
         self.__dict__.update(given)
@@ -300,36 +295,6 @@ def test_a_plan_that_is_counted_in_iterations_trains_in_transformers_too(fewer):
     for given, said in (("bf16", "has bf16=True; the plan needs bf16=False"), ("ignore_data_skip", "leave it out")):
         with pytest.raises(ConfigError, match=said):
             MixedIn(args=Arguments(**arguments | {given: True}), plan=plan, **options).create_optimizer()
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"optim": "adafactor"},
-        {"adam_beta1": 0.5},
-        {"weight_decay": 0.5},
-        {"warmup_steps": 50},
-        {"data_seed": 7},
-        {"learning_rate": 0.3},
-        {"lr_scheduler_type": "cosine"},
-    ],
-)
-def test_arguments_of_another_optimizer_or_shuffle_are_refused_and_the_plans_own_are_not(given):
-    plan = Plan.read(config_of(), 1)
-    arguments = needs_of(plan, "transformers", parts=True).arguments
-    options = dict(plan=plan, model=oracle.network(), train_dataset=range(plan.num_images))
-    [(name, value)] = given.items()
-    with pytest.raises(
-        ConfigError, match=f"^TrainingArguments has {name}={value!r}, and the plan makes .* leave it out$"
-    ):
-        MixedIn(args=Arguments(**arguments, **given), **options).create_optimizer()
-    of_plan = {
-        "learning_rate": plan.schedule.reference_lr,
-        "weight_decay": plan.config["optimizer"]["params"]["weight_decay"],
-        "warmup_steps": plan.schedule.warmup_iterations,
-        "data_seed": plan.recipe.seed,
-    }
-    MixedIn(args=Arguments(**arguments, **of_plan), **options).create_optimizer()
 
 
 def test_a_trainer_that_takes_each_process_for_the_only_one_is_refused_before_it_trains():

@@ -310,10 +310,15 @@ class BareTrainer:
 
 @dataclass
 class Scheduled:
-    """The arguments of transformers for schedule, resume and processes, with its defaults."""
+    """The arguments of transformers for optimizer, schedule, resume and processes, with its defaults."""
 
+    optim: str = "adamw_torch"
+    adam_beta1: float = 0.9
+    weight_decay: float = 0.0
     learning_rate: float = 5e-5
     lr_scheduler_type: str = "linear"
+    warmup_steps: float = 0
+    data_seed: int | None = None
     ignore_data_skip: bool = False
     world_size: int = 1
     deepspeed: str | None = None
@@ -380,11 +385,29 @@ def test_arguments_that_are_not_the_plans_are_refused_before_training(name, valu
         trainer(**{name: value}).create_optimizer()
 
 
-@pytest.mark.parametrize("name, value", [("learning_rate", 7.0), ("lr_scheduler_type", "cosine")])
-def test_a_schedule_beside_the_plans_is_refused(name, value):
-    with pytest.raises(ConfigError, match=f"^TrainingArguments has {name}={value!r}, and the plan has the schedule"):
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("optim", "adafactor"),
+        ("adam_beta1", 0.5),
+        ("weight_decay", 0.5),
+        ("learning_rate", 7.0),
+        ("lr_scheduler_type", "cosine"),
+        ("warmup_steps", 50),
+        ("data_seed", 7),
+    ],
+)
+def test_arguments_of_another_optimizer_schedule_or_shuffle_are_refused(name, value):
+    said = f"^TrainingArguments has {name}={value!r}, and the plan makes optimizer, schedule and shuffle; leave it out$"
+    with pytest.raises(ConfigError, match=said):
         trainer(**{name: value}).create_optimizer()
-    trainer(learning_rate=trainer().plan.schedule.reference_lr).create_optimizer()
+
+
+def test_arguments_that_say_the_same_as_the_plan_are_accepted():
+    plan = trainer().plan
+    same = dict(learning_rate=plan.schedule.reference_lr, warmup_steps=plan.schedule.warmup_iterations)
+    same |= dict(weight_decay=plan.config["optimizer"]["params"]["weight_decay"], data_seed=plan.recipe.seed)
+    trainer(**same).create_optimizer()
 
 
 @pytest.mark.parametrize("optimizers", [("adam", None), (None, "cosine")])
