@@ -166,6 +166,8 @@ def rewrite_file(path: Path, data: bytes, to_the_disk: bool = True) -> None:
     if is_stream(path):
         write_into(path, data)
         return
+    if is_dir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".lbsgd-{secrets.token_hex(8)}.tmp")  # no other process has this name
     write_new(temporary, data, like=path if exists(path) else None, to_the_disk=to_the_disk)

@@ -80,14 +80,14 @@ def require_number(value: object, what: str, at_least: int = 0, *, whole: bool =
 def missing_ffcv(error: ImportError) -> DataError:
     """Return the error for a missing FFCV, which classifiers need."""
     return DataError(
-        f"FFCV cannot be imported ({error}); run `make setup`, or `pip install 'lbsgd[ffcv]'` where libopencv-dev "
-        "and libturbojpeg0-dev are installed"
+        f"FFCV cannot be imported ({one_line(error)}); run `make setup`, or `pip install 'lbsgd[ffcv]'` where "
+        "libopencv-dev and libturbojpeg0-dev are installed"
     )
 
 
 def missing_pycocotools(error: ImportError) -> DataError:
     """Return the error for a missing pycocotools, which detectors need."""
-    return DataError(f"pycocotools cannot be imported ({error}); `pip install 'lbsgd[detection]'` brings it")
+    return DataError(f"pycocotools cannot be imported ({one_line(error)}); `pip install 'lbsgd[detection]'` brings it")
 
 
 def one_line(error: BaseException) -> str:

@@ -1084,6 +1084,11 @@ def test_ten_thousand_files_make_no_traceback(config):
     never_a_traceback(config)
 
 
+@pytest.mark.parametrize("kind", ["MuAdam", "MuSGD", "Muon", "OneBitAdam", "ZeroOneAdam", "OneBitLamb", "Lion"])
+def test_an_optimizer_whose_arguments_nobody_knows_makes_no_traceback(kind):
+    never_a_traceback({"train_batch_size": 8, "optimizer": {"type": kind, "params": {"lr": 0.1}}})
+
+
 @settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(

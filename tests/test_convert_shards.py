@@ -385,7 +385,7 @@ def test_a_missing_shard_is_refused_and_named(tmp_path):
         (["train/000000.tar", "train/000003.tar"], "000001.tar, 000002.tar"),
         (["x-train-000003.tar"], "x-train-000001.tar, x-train-000002.tar"),
         (["train1.tar", "train2.tar", "train4.tar"], "train3.tar"),
-        (["train-0.tar", "valid1.tar", "valid3.tar"], "valid2.tar"),
+        (["train-0.tar", "val1.tar", "val3.tar"], "val2.tar"),
         (["train-0.parquet", "train-2.parquet"], "train-1.parquet"),
         (["train-0.tar", "train-6.tar"], "train-1.tar, train-2.tar, train-3.tar and 2 more"),
         (
@@ -750,6 +750,14 @@ def test_shards_named_valid_are_validation_shards(tmp_path, within):
     assert find(source, tmp_path).digest() == as_val.digest()
 
 
+def test_validation_shards_of_two_names_are_refused_because_one_may_be_a_copy(tmp_path):
+    source = webdataset(tmp_path / "source")
+    for path in source.glob("*-val-*"):
+        shutil.copy(path, path.with_name(path.name.replace("val", "valid")))
+    first, second = "imagenet-val-000000.tar", "imagenet-valid-000000.tar"
+    assert f"holds shards such as {first} and {second}; keep those of one name" in refused(source, tmp_path)
+
+
 @pytest.mark.parametrize(
     "make, before, such_as",
     [(webdataset, "val", "imagenet-test-000000.tar"), (parquet, "validation", "data/test-00000-of-00002.parquet")],
@@ -776,7 +784,10 @@ def test_compressed_shards_are_refused_with_the_advice_to_uncompress_them(tmp_pa
         packed.write_bytes(gzip.compress(shard.read_bytes()))
         shard.unlink()
     first = min(source.rglob("*-train-*")).relative_to(source)
-    assert f"holds compressed shards such as {first}; uncompress all of them" in refused(source, tmp_path)
+    told = (
+        "holds compressed shards such as {}; uncompress all of them" if within else "uncompress all shards such as {}"
+    )
+    assert told.format(first) in refused(source, tmp_path)
     assert f"{packed} is a WebDataset shard; uncompress all of them and name its folder: " in refused(packed, tmp_path)
 
 

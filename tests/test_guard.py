@@ -257,6 +257,12 @@ def test_the_first_failure_counts_and_is_not_another_s_to_its_own_process():
     assert first.failure() is None
 
 
+def test_a_failure_of_several_lines_is_one_line_to_others():
+    first, second = two_peers()
+    first.fail(ConfigError("a.json: no lr", "b.json: no lr"))
+    assert str(second.failure()) == f"by rank 0 on {socket.gethostname()}: a.json: no lr; b.json: no lr"
+
+
 def test_what_a_process_tells_is_heard_before_it_is_called_silent(monkeypatch):
     first, second = two_peers()
     monkeypatch.setattr(second, "silent", lambda: ["rank 0 on alpha"])
@@ -966,20 +972,25 @@ def test_after_the_run_signals_mean_what_they_did_before(tmp_path):
     assert (ending.code, ending.text) == (-signal.SIGTERM, "our own handler\n")
 
 
-@pytest.mark.parametrize("name, code", [("lbsgd peers", 0), ("somebody else's", 9)])
-def test_a_thread_of_ours_that_still_waits_makes_no_finished_run_fail(name, code):
+@pytest.mark.parametrize(
+    "name, world_size, code", [("lbsgd peers", 1, 0), ("somebody else's", 1, 9), ("somebody else's", 2, 0)]
+)
+def test_a_thread_that_still_waits_makes_no_finished_run_fail(name, world_size, code):
     """In torch's C++ code it would abort the process with exit code -6; seen on a busy machine."""
     script = (
-        "import sys, threading, time\n"
+        "import atexit, sys, threading, time\n"
         "from lbsgd.processes.ending import end_despite_threads\n"
+        "from lbsgd.processes.environment import Processes\n"
+        "atexit.register(print, 'atexit')\n"
+        "threading.Thread(target=lambda: time.sleep(0.3) or print('no daemon')).start()\n"
         f"threading.Thread(target=time.sleep, args=(60,), name={name!r}, daemon=True).start()\n"
         "print('all is written')\n"
-        "end_despite_threads()\n"
+        f"end_despite_threads(Processes(0, {world_size}, 0, {world_size}))\n"
         "sys.exit(9)"
     )
     buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
     done = subprocess.run([sys.executable, "-c", script], env=buffered, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (code, "all is written\n")
+    assert (done.returncode, done.stdout) == (code, "all is written\nno daemon\natexit\n")
 
 
 def test_the_guard_looks_once_before_it_waits():

@@ -394,9 +394,11 @@ def test_workers_of_all_processes_draw_differently_and_loaders_are_as_the_argume
     args.dataloader_num_workers, args.dataloader_persistent_workers, args.dataloader_prefetch_factor = 0, False, None
     for args.process_index in range(2):  # which the Trainer seeds alike
         torch.manual_seed(42)
-        trainer.get_train_dataloader()
-        drawn += [torch.rand(1).item(), np.random.rand(), random.random()]
-    assert len(set(drawn)) == 6
+        trainer._seeded = False
+        for _ in range(2):  # a second training goes on
+            trainer.get_train_dataloader()
+            drawn += [torch.rand(1).item(), np.random.rand(), random.random()]
+    assert len(set(drawn)) == 12
 
 
 def test_accelerate_trains_the_same(tmp_path):

@@ -405,9 +405,9 @@ def test_arguments_of_another_optimizer_schedule_or_shuffle_are_refused(name, va
 
 def test_arguments_that_say_the_same_as_the_plan_are_accepted():
     plan = trainer().plan
-    same = dict(learning_rate=plan.schedule.reference_lr, warmup_steps=plan.schedule.warmup_iterations)
-    same |= dict(weight_decay=plan.config["optimizer"]["params"]["weight_decay"], data_seed=plan.recipe.seed)
-    trainer(**same).create_optimizer()
+    trainer(**needs_of(plan, "transformers").arguments).create_optimizer()  # what lbsgd prints without the parts
+    same = dict(learning_rate=plan.schedule.reference_lr, optim="sgd", data_seed=plan.recipe.seed)
+    trainer(**same, weight_decay=plan.config["optimizer"]["params"]["weight_decay"]).create_optimizer()
 
 
 @pytest.mark.parametrize("optimizers", [("adam", None), (None, "cosine")])

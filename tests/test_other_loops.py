@@ -3,8 +3,9 @@
 import copy
 import pickle
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -512,23 +513,90 @@ def test_images_inside_of_other_inputs_are_found(compiler, put, get, compiled):
         model(put(images(2 * N)), get)
 
 
-class WithOthers(nn.Module):
-    """Takes tensors that hold no images, too."""
+class Pooled(nn.Module):
+    """Normalises images, or what `pool` makes of them; its other inputs hold no images."""
 
-    def __init__(self):
+    def __init__(self, pool=lambda x: x):
         super().__init__()
-        self.norm = nn.BatchNorm2d(3)
+        self.norm, self.pool = nn.BatchNorm2d(3), pool
 
-    def forward(self, prototypes, x):
-        return self.norm(x)
+    def forward(self, *inputs, x=None):
+        found = [x, *inputs] if x is not None else inputs
+        return self.norm(self.pool(next(each for each in found if torch.is_tensor(each) and each.dim() == 4)))
 
 
-@pytest.mark.parametrize("num_others", [1, 2, N, 3 * N, 50])
+def of_a_graph(x):
+    """Put each two rows into one, as a graph network does to nodes."""
+    return x.unflatten(0, (-1, 2)).mean(1)
+
+
+@pytest.mark.parametrize(
+    "inputs, pool",
+    [
+        (lambda x: [torch.ones(1), x], None),
+        (lambda x: [torch.ones(2), x, torch.ones(50, 4)], None),
+        (lambda x: [x, torch.ones(N, 2), torch.ones(3 * N)], None),
+        (lambda x: [x, torch.ones(2, 50), torch.zeros(len(x))], of_a_graph),
+        (lambda x: [{"boxes": torch.ones(3, 4), "cycle": None}, x], None),
+        (lambda x: [x, [{"boxes": torch.ones(number, 4)} for number in (1, 2 * N, 5)]], None),
+        (lambda x: [np.ones(3), x], None),
+    ],
+)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_rows_are_the_images_whatever_other_tensors_there_are(num_others, workers):
-    model, plain = convert_batch_norm(WithOthers(), N), WithOthers()
-    x, others = images(workers * N), torch.ones(num_others)
-    torch.testing.assert_close(model(others, x), torch.cat([plain(others, part) for part in x.split(N)]))
+def test_rows_are_the_images_whatever_other_tensors_there_are(inputs, pool, workers):
+    pool = pool or (lambda x: x)
+    model, plain = convert_batch_norm(Pooled(pool), N), Pooled(pool)
+    x = images(workers * N * (2 if pool is of_a_graph else 1))
+    torch.testing.assert_close(model(*inputs(x)), torch.cat([plain.norm(part) for part in pool(x).split(N)]))
+
+
+@pytest.mark.parametrize("collate", [list, tuple])
+@pytest.mark.parametrize("num_boxes", [1, N, 2 * N, 64])
+def test_a_detectors_lists_of_images_and_boxes_have_as_many_images_whatever_the_boxes(collate, num_boxes):
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm2d(3), nn.BatchNorm1d(3)
+
+        def forward(self, images, targets):
+            return self.head(self.norm(torch.stack(images)).mean((2, 3)).repeat_interleave(16, 0))
+
+    model, plain = convert_batch_norm(Detector(), N), Detector()
+    targets = [{"boxes": torch.ones(num_boxes, 4), "labels": torch.ones(num_boxes)} for _ in range(N)]
+    given = collate(images(N)), collate(targets)
+    torch.testing.assert_close(model(*given), plain(*given))
+    alone = convert_batch_norm(Inside(), N)
+    with pytest.raises(ValueError, match="makes 288 rows of 8 images"):
+        alone(collate(images(2 * N)), lambda given: torch.stack(list(given)))
+
+
+@dataclass
+class Odd:
+    pixels: torch.Tensor
+    unset: object = field(init=False)
+
+
+def test_inputs_that_cannot_be_walked_through_to_their_end_are_no_error():
+    model, given = convert_batch_norm(Inside(), N), Odd(images(N))
+    model(given, lambda given: given.pixels)
+    given.unset = given  # a circle
+    model(given, lambda given: given.pixels)
+    ragged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    model({"ragged": ragged, "x": images(N)}, lambda given: given["x"])
+
+
+def test_a_block_compiled_alone_is_compiled_once_whatever_else_the_network_is_given(compiler):
+    model = convert_batch_norm(Pooled(), N)
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    model.norm.compile(backend=count, fullgraph=True, dynamic=False)
+    for number in range(1, 12):
+        model(images(N), [{"boxes": torch.ones(number, 4)}])
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("name", ["levit_128s", "efficientvit_m0"])

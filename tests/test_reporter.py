@@ -4,6 +4,7 @@ import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -63,6 +64,23 @@ def test_a_log_that_vanishes_is_told_once(tmp_path):
             Reporter(log, progress, engine).report("iteration", {"iteration": number, "epoch": 0.0, **record})
     assert said == [f"warning: {log.path} was removed or replaced; all of it is written there again"]
     assert len(read_run(log.path).iterations) == 2
+
+
+def test_a_record_is_kept_if_the_log_cannot_be_put_back(tmp_path, monkeypatch):
+    progress = Records()
+    progress.say = (said := []).append
+    engine = SimpleNamespace(device="cpu", monitor=SimpleNamespace(enabled=False))
+    earlier = read_run(write_log(tmp_path, DIGITS_WITHOUT_WARMUP, 0, [50.0]))
+    header, [record] = earlier.header, earlier.epochs
+    with RunLog(tmp_path / "run", header) as log:
+        reporter = Reporter(log, progress, engine)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(log, "put_back", Mock(side_effect=OSError(5, "Input/output error")))
+            reporter.report("epoch", record)
+        log.path.unlink()
+        reporter.report("epoch", record | {"epoch": 2})
+    assert [each["epoch"] for each in read_run(log.path).epochs] == [1, 2] == [each["epoch"] for each in log.epochs]
+    assert "could not be written ([Errno 5] Input/output error); training goes on" in said[0] and len(said) == 2
 
 
 @pytest.mark.parametrize("loss, num_warnings", [(0.7, 0), (math.nan, 1), (math.inf, 1)])

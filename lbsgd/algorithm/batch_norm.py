@@ -53,7 +53,7 @@ def convert_batch_norm(
         module.__class__ = kinds[name]
         assert isinstance(module, PerWorkerBatchNorm)
         module._configure(per_worker_batch, passes, statistics, scope, implementation)
-        module._forwards = NetworkForwards.of(model)
+        module._forwards = NetworkForwards.of(model, per_worker_batch)
     return model
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lbsgd.algorithm.compiled_record import exporting, mark_forward, numbered
-from lbsgd.algorithm.lengths import lengths_of
+from lbsgd.algorithm.images_in import images_in
 
 
 class NetworkForwards:
@@ -19,11 +19,12 @@ class NetworkForwards:
 
     current: the number of the forward under way. None between forwards, and if the network does not run as a whole, as
     in a graph of torch.fx or when a user calls its parts.
-    lengths: those of this forward's inputs, of which one is the number of its images. Empty where `current` is None.
+    images: how many images this forward has (`images_in`). None as above, and without a tensor.
     """
 
-    lengths: tuple[int, ...] = ()
-    last_lengths: tuple[int, ...] = ()  # of the last forward, which gradient checkpointing may repeat in part
+    per_worker_batch = 1  # that the network was converted for
+    images: int | None = None
+    last_images: int | None = None  # of the last forward, which gradient checkpointing may repeat in part
     warned = False
 
     def __init__(self) -> None:
@@ -38,12 +39,14 @@ class NetworkForwards:
         self._due = {}
 
     @classmethod
-    def of(cls, network: nn.Module) -> NetworkForwards:
+    def of(cls, network: nn.Module, per_worker_batch: int) -> NetworkForwards:
         """Return this network's only counter, however often the network is converted."""
         for hook in network._forward_pre_hooks.values():
             if isinstance(counter := getattr(hook, "__self__", None), cls):
+                counter.per_worker_batch = per_worker_batch
                 return counter
         counter = cls()
+        counter.per_worker_batch = per_worker_batch
         network.register_forward_pre_hook(counter.before, with_kwargs=True)
         # Before other hooks, because they may read the results of the calls that are due at the forward's end.
         network.register_forward_hook(counter.after, always_call=True, prepend=True)
@@ -64,11 +67,11 @@ class NetworkForwards:
 
     def before(self, network: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
         if network.training:
-            self.lengths = self.last_lengths = lengths_of((inputs, named))
+            self.images = self.last_images = images_in([*inputs, *named.values()], self.per_worker_batch)
         self._mark_training(network, begins=True)
 
     def after(self, network: nn.Module, inputs: Any, output: Any) -> None:
-        self.lengths = ()
+        self.images = None
         if self.current is not None and not network.training:  # the mode changed inside the forward
             self.mark(begins=False)
         self._mark_training(network, begins=False)

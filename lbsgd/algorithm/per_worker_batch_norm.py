@@ -125,14 +125,10 @@ class PerWorkerBatchNorm(RunningStatistics):
 
     def _rows_of_a_worker(self, rows: int) -> int:
         """Return n, or all rows if the network has made more rows of one worker's images, such as tokens or windows."""
-        n, lengths = self.per_worker_batch, self._forwards.lengths
-        if not lengths and not torch.compiler.is_compiling() and within_backward():
-            lengths = self._forwards.last_lengths
-        if not lengths or rows <= min(lengths) or rows in lengths:
-            return n
-        # Of several lengths, such as those of images and of class weights, that of the images divides the rows.
-        images = max([length for length in lengths if rows % length == 0] or lengths)
-        if rows < images:
+        images, n = self._forwards.images, self.per_worker_batch
+        if images is None and not torch.compiler.is_compiling() and within_backward():
+            images = self._forwards.last_images
+        if images is None or rows <= images:
             return n
         if images != n:
             raise ValueError(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lbsgd.commands.flag_types import OneLineParser, fraction, named, positive
 from lbsgd.commands.reader import reader_may_leave
-from lbsgd.errors import ConfigError, DataError
+from lbsgd.errors import ConfigError, DataError, one_line
 from lbsgd.output import require_output, say
 from lbsgd.processes.signals import stoppable
 
@@ -79,7 +79,7 @@ def run(given: argparse.Namespace) -> int:
             convert_look_or_verify(given)
     except ImportError as error:
         hint = "run `make setup`, or `pip install 'lbsgd[ffcv]'`"
-        raise DataError(f"the converter needs OpenCV and Pillow ({error}); {hint}") from None
+        raise DataError(f"the converter needs OpenCV and Pillow ({one_line(error)}); {hint}") from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise DataError(f"{where}{error.strerror or error}; mend it, and the same command goes on") from None

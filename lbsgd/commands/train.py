@@ -96,7 +96,7 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
         start(task, request, started_by, stopwatch)
     except LbsgdError as error:
         end_with_error(error)
-    end_despite_threads()
+    end_despite_threads(request.processes)
 
 
 class Request:

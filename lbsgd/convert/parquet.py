@@ -51,7 +51,7 @@ def _pyarrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise DataError(
-            f"parquet cannot be read without PyArrow ({error}); run: pip install 'lbsgd[parquet]'"
+            f"parquet cannot be read without PyArrow ({one_line(error)}); run: pip install 'lbsgd[parquet]'"
         ) from error
     return pyarrow
 

@@ -66,8 +66,8 @@ class Shards:
 def find_shards(path: Path) -> Shards | None:
     """Return the shards of both splits in a folder, or None without shards.
 
-    Raises DataError if there are several kinds of shards, if shards repeat or are compressed, or if shards are missing,
-    such as all of one split.
+    Raises DataError if there are several kinds of shards, if shards repeat, if those of a split's folder are compressed,
+    or if shards are missing, such as all of one split.
     """
     found: dict[str, NamesBySplit] = {}
     for kind, split, name in _shards_in(path):
@@ -82,15 +82,16 @@ def find_shards(path: Path) -> Shards | None:
             instead = _instead_of_val(path) if missing == ["val"] else ""
             raise DataError(f"{path} holds {such_as}, and none of {missing[0]}; fetch them{instead}")
         for names in shards.values():
+            _refuse_other_words(path, names)
             refuse_copies(path, names)
             refuse_missing(path, names)
         return Shards(path, kind, shards)
-    if packed := _packed_shards(path):
+    if packed := [name for name in packed_shards(path) if os.path.dirname(name) in SPLIT_WORDS]:
         raise DataError(f"{path} holds compressed shards such as {packed[0]}; uncompress all of them")
     return None
 
 
-def _packed_shards(path: Path) -> list[str]:
+def packed_shards(path: Path) -> list[str]:
     """Return the names of a folder's compressed shards."""
     return [str(place.relative_to(path)) for place, split in _places(path) if split and PACKED.search(place.name)]
 
@@ -124,6 +125,16 @@ def _places(path: Path, folders: Sequence[str] = FOLDERS) -> Iterator[tuple[Path
     for folder in folders:
         for place in sorted((path / folder).iterdir()) if is_dir(path / folder) else []:
             yield place, _split(place.name) or SPLIT_WORDS.get(folder)
+
+
+def _refuse_other_words(path: Path, names: Sequence[str]) -> None:
+    """Raise DataError if a split has shards under several words, such as val and valid, of which one may be a copy."""
+    first: dict[str, str] = {}
+    for name in names:
+        word = SPLIT.search(os.path.basename(name))
+        first.setdefault(word[1] if word else os.path.dirname(name), name)
+    if len(first) > 1:
+        raise DataError(f"{path} holds shards such as {' and '.join(first.values())}; keep those of one name")
 
 
 def _refuse_class_tars(path: Path, shards: NamesBySplit) -> None:

@@ -25,7 +25,7 @@ from lbsgd.convert.compressed import no_room, uncompressed, versions_digest
 from lbsgd.convert.folders import has_class_folders, has_images, in_folders
 from lbsgd.convert.imagenet_labels import devkit_labels, kaggle_labels
 from lbsgd.convert.left_out import OTHER_SOURCE
-from lbsgd.convert.shards import Shards, find_shards, images_of_shards, is_shard, shards_beside
+from lbsgd.convert.shards import Shards, find_shards, images_of_shards, is_shard, packed_shards, shards_beside
 from lbsgd.convert.source_images import SPLITS, Images, Source
 from lbsgd.convert.tar_layout import splits_in
 from lbsgd.convert.webdataset import is_of_webdataset
@@ -225,6 +225,7 @@ def _nothing_found(path: Path, missing: list[str], data_dir: Path) -> DataError:
     if not exists(path):
         return DataError(f"{path}: does not exist; name your copy of ImageNet with: {converting_into(data_dir)}")
     zips = sorted(entry.name for entry in path.glob("*.zip")) if is_dir(path) else []
+    packed = packed_shards(path) if is_dir(path) else []
     kind = {"train/": "no training images", "val/": "no validation images"}
     what = kind[missing[0].split()[0]] if len(missing) == 1 else "no images"
     splits = [each.partition("/")[0] for each in missing]
@@ -233,6 +234,7 @@ def _nothing_found(path: Path, missing: list[str], data_dir: Path) -> DataError:
         f"{what} in {path}: no {', no '.join(missing)} found; expected train/<class>/* and val/<class>/* "
         f"there, or ImageNet's archives or Kaggle's folders; "
         + (f"unpack {shortened(zips)}, or " if zips else "")
+        + (f"uncompress all shards such as {packed[0]}, or " if packed else "")
         + "".join(f"rename {folder} to {split}, or " for folder, split in named)
         + ("move some images of each class from train/ to val/, or " if what == kind["val/"] else "")
         + f"name the source with: {converting_into(data_dir)}"

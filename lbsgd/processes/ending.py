@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import hashlib
 import os
@@ -124,17 +125,21 @@ def another_tells(error: LbsgdError) -> bool:
     return told
 
 
-def end_despite_threads() -> None:
-    """End this process, whose work is done, if one of our threads still waits in torch's C++ code.
+def end_despite_threads(processes: Processes) -> None:
+    """End this process, whose work is done, if threads may still be in torch's C++ code.
 
-    On a busy machine the job's store may answer too late for a thread to end in time. Python would then abort with exit
-    code -6.
+    Python would end such a thread when it next asks for the interpreter, and C++ then aborts with exit code -6. With
+    several processes torch has threads of its own, and on a busy machine one of ours may wait for the job's store. So
+    this does what Python does before that: it waits for threads that are no daemons, and calls atexit's functions.
     """
-    if any(thread.name.startswith("lbsgd") for thread in threading.enumerate()):
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(0)
+    if processes.world_size == 1 and not any(thread.name.startswith("lbsgd") for thread in threading.enumerate()):
+        return
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)
 
 
 def end_at_a_signal(words: str, quiet: bool = False) -> None:

@@ -178,7 +178,12 @@ def not_joined(store: Store, name: str, world_size: int) -> list[int]:
 
 def tell(store: Store, rank: int, error: LbsgdError) -> int:
     """Store what ends this process, unless another process was first. Return the rank of the first."""
-    mine = {"rank": rank, "host": socket.gethostname(), "error": str(error), "exit_code": error.exit_code}
+    mine = {
+        "rank": rank,
+        "host": socket.gethostname(),
+        "error": "; ".join(map(str, error.args)),
+        "exit_code": error.exit_code,
+    }
     return json.loads(store.compare_set("failure", "", json.dumps(mine)))["rank"]
 
 

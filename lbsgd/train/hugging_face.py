@@ -25,7 +25,7 @@ from lbsgd.config.plan import Plan, require_plan
 from lbsgd.errors import ConfigError
 from lbsgd.train.parts import Parts, parts_around, parts_for, require_images
 
-OF_OTHER_OPTIMIZERS = ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type")
+OF_OTHER_OPTIMIZERS = ("optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type")
 
 
 class LargeMinibatchTrainer:
@@ -53,6 +53,8 @@ class LargeMinibatchTrainer:
     train_dataset: Any
     data_collator: Any
     _get_collator_with_removed_columns: Any
+
+    _seeded = False  # whether this process has random numbers of its own
 
     def __init__(self, *args: Any, plan: Plan, **kwargs: Any) -> None:
         require_plan(plan)
@@ -93,8 +95,9 @@ class LargeMinibatchTrainer:
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         args = self.args
-        if not args.dataloader_num_workers:
-            seed_worker(0, first=args.process_index)  # the process itself draws the crops
+        if not args.dataloader_num_workers and not self._seeded:  # the process itself draws the crops
+            self._seeded = True
+            seed_worker(0, first=args.process_index)
         return _EpochLoader(
             self.train_dataset,
             batch_sampler=self.parts.sampler,
@@ -153,9 +156,10 @@ class LargeMinibatchTrainer:
         plan, fields = self.plan, type(self.args).__dataclass_fields__
         wanted = {
             "learning_rate": plan.schedule.reference_lr,
-            "warmup_steps": plan.schedule.warmup_iterations,
+            "warmup_steps": plan.config["scheduler"]["params"]["warmup_num_steps"],
             "weight_decay": plan.config["optimizer"]["params"]["weight_decay"],
             "data_seed": plan.recipe.seed,
+            "optim": "sgd",
         }
         for name in (*wanted, *OF_OTHER_OPTIMIZERS):
             if name in fields and getattr(self.args, name) not in (fields[name].default, wanted.get(name)):

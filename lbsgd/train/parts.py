@@ -107,7 +107,7 @@ def require_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, given
         raise ConfigError(
             f"{missing[0]} of the network was added, replaced or unfrozen after parts_for, so the optimizer does"
             " not train it: do that before parts_for, as FSDP2's fully_shard, or give it to"
-            " optimizer.add_param_group; the first FSDP needs use_orig_params=True"
+            " optimizer.add_param_group with its weight_decay; the first FSDP needs use_orig_params=True"
         )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from lbsgd.algorithm.lengths import lengths_of
 from lbsgd.config.plan import Plan
 
 
@@ -98,16 +97,16 @@ def watched_zero_grad(engine: Any, zero_grad: Callable[..., Any], tell: Callable
 
 
 def watch_images(engine: Any, tell: Callable[[str], None], micro_batch: int) -> None:
-    """Tell of a training forward that is given tensors, none of them of as many rows as the micro batch."""
+    """Tell of a training forward whose first input is a tensor of another number of rows than the micro batch."""
     forward, module = engine.forward, engine.module
 
     def watched(*inputs: Any, **named: Any) -> Any:
-        if module.training and torch.is_grad_enabled():
-            lengths = lengths_of((inputs, named))
-            if lengths and micro_batch not in lengths:
+        first = next(iter((*inputs, *named.values())), None)
+        if module.training and torch.is_grad_enabled() and isinstance(first, torch.Tensor):
+            if (rows := first.shape[:1]) and rows[0] != micro_batch:
                 tell(
-                    f"the engine is given {lengths[0]} rows in a pass; if each is an image, the learning rate is for"
-                    f" the plan's micro batch of {micro_batch}: give DataLoader a SharedShuffleSampler with"
+                    f"the engine is given {rows[0]} rows in a pass; if each is an image, the learning rate is for the"
+                    f" plan's micro batch of {micro_batch}: give DataLoader a SharedShuffleSampler with"
                     " plan.global_batch and plan.micro_batch as batch_sampler"
                 )
         return forward(*inputs, **named)

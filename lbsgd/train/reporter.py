@@ -67,8 +67,8 @@ class Reporter:
         if kind == "epoch":
             record = record | peak_bytes(self.engine.device)
         try:
-            self.keep_log()
             getattr(self.log, kind)(record)
+            self.keep_log()
         except OSError as error:  # the line is kept, and written with the next one
             self.progress.say(f"warning: {self.log.path} could not be written ({error}); training goes on")
         getattr(self.progress, kind)(record)
@@ -157,8 +157,8 @@ class Reporter:
         """Write the result and the curves. Return the run as read from its log."""
         folder = self.log.path.parent
         try:
-            self.keep_log()
             self.log.result()
+            self.keep_log()
             run = read_run(folder)
             curves(run, folder / "curves.png")
         except (OSError, ConfigError) as error:  # the curves' error names another place, which does not help here

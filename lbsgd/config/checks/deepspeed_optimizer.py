@@ -90,7 +90,7 @@ def unknown_sgd_parameter(json: Document) -> Iterator[Hit]:
 )
 def climbing_optimizer(json: Document) -> Iterator[Hit]:
     entry = json.optimizer_entry
-    if entry and "maximize" in entry["params"] and json.block(PARAMS).get("maximize") is True:
+    if entry and "maximize" in entry.get("params", {}) and json.block(PARAMS).get("maximize") is True:
         yield Hit(f"{PARAMS}.maximize", "is on, and every update then makes the loss larger")
 
 
