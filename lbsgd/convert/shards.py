@@ -66,8 +66,8 @@ class Shards:
 def find_shards(path: Path) -> Shards | None:
     """Return the shards of both splits in a folder, or None without shards.
 
-    Raises DataError if there are several kinds of shards, if shards repeat, if those of a split's folder are compressed,
-    or if shards are missing, such as all of one split.
+    Raises DataError if there are several kinds of shards, if shards repeat, if those of a split's folder are
+    compressed, or if shards are missing, such as all of one split.
     """
     found: dict[str, NamesBySplit] = {}
     for kind, split, name in _shards_in(path):
