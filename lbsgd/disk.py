@@ -50,6 +50,13 @@ def mode_of(path: Path) -> int:
         return 0
 
 
+def is_still_at(path: Path, file: IO) -> bool:
+    """Return whether an open file is the one at a path, so that nobody has removed, moved or replaced it."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    return False
+
+
 def is_there(path: Path) -> bool:
     """Return whether a path exists. Raises DataError if this user may not look, or if the disk does not answer."""
     try:

@@ -41,15 +41,14 @@ class NetworkForwards:
     @classmethod
     def of(cls, network: nn.Module, per_worker_batch: int) -> NetworkForwards:
         """Return this network's only counter, however often the network is converted."""
-        for hook in network._forward_pre_hooks.values():
-            if isinstance(counter := getattr(hook, "__self__", None), cls):
-                counter.per_worker_batch = per_worker_batch
-                return counter
-        counter = cls()
+        owners = (getattr(hook, "__self__", None) for hook in network._forward_pre_hooks.values())
+        counter = next((owner for owner in owners if isinstance(owner, cls)), None)
+        if counter is None:
+            counter = cls()
+            network.register_forward_pre_hook(counter.before, with_kwargs=True)
+            # Before other hooks, because they may read the results of the calls that are due at the forward's end.
+            network.register_forward_hook(counter.after, always_call=True, prepend=True)
         counter.per_worker_batch = per_worker_batch
-        network.register_forward_pre_hook(counter.before, with_kwargs=True)
-        # Before other hooks, because they may read the results of the calls that are due at the forward's end.
-        network.register_forward_hook(counter.after, always_call=True, prepend=True)
         return counter
 
     def at_the_end(self, do: Callable[[list[Any]], None], item: Any) -> None:

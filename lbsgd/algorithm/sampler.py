@@ -52,8 +52,9 @@ class SharedShuffleSampler(Sampler[list[int]]):
         rank: int | None = None,
     ) -> None:
         given = {"num_images": num_images, "global_batch": global_batch, "micro_batch": micro_batch, "seed": seed}
-        found = {"world_size": world_size, "rank": rank}
-        for name, number in {**given, **{name: number for name, number in found.items() if number is not None}}.items():
+        given |= {} if world_size is None else {"world_size": world_size}
+        given |= {} if rank is None else {"rank": rank}
+        for name, number in given.items():
             require_number(number, name, whole=True)
         if num_images < global_batch:
             raise ValueError(

@@ -21,7 +21,7 @@ NOT_ENTERED = frozenset({"node_modules", ".git", "__pycache__", "site-packages",
 
 @dataclass(frozen=True)
 class Files:
-    """What was found under the given names.
+    """The files under the given names, and lines on what cannot be checked.
 
     checked        the files to check
     empty          files without content in the folders, which need not be DeepSpeed's

@@ -10,7 +10,6 @@ from lbsgd.output import require_output
 from lbsgd.processes.signals import stoppable
 
 MOST_SEEDS = 10_000  # more is a typing mistake
-LARGEST_SEED = 2**32 - 1  # that lbsgd.seed takes
 
 DESCRIPTION = """run a table or figure of the paper on your machine, and report it
 
@@ -48,6 +47,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def seeds(text: str) -> tuple[int, ...]:
     """`5` means the seeds 0 to 4, and `5-9` the seeds 5 to 9."""
+    from lbsgd.config.schema import SEEDS  # late: the other commands start without the schema
+
     head, dash, tail = text.partition("-")
     first, end = (whole_number(head), whole_number(tail)) if dash else (0, whole_number(head))
     if first is None or end is None:
@@ -57,8 +58,8 @@ def seeds(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} are no seeds; give at least 1")
     if chosen[MOST_SEEDS:]:
         raise argparse.ArgumentTypeError(f"{text!r} are too many seeds; give at most {MOST_SEEDS:,}")
-    if chosen[-1] > LARGEST_SEED:
-        raise argparse.ArgumentTypeError(f"{text!r} has seeds above {LARGEST_SEED}, which no recipe takes")
+    if chosen[-1] >= SEEDS:
+        raise argparse.ArgumentTypeError(f"{text!r} has seeds above {SEEDS - 1}, which no recipe takes")
     return tuple(chosen)
 
 

@@ -17,6 +17,7 @@ from lbsgd.algorithm.schedule import ScalingRule, WarmupKind
 
 PROSE = ("purpose", "paper_error_pct")  # keys that explain a file
 NO_NUMBER = (*PROSE, "aggregation", "diagnostics")  # keys that change no number of the training
+SEEDS = 2**32  # NumPy splits a larger one: (2**32 + s, epoch 0) would be (s, epoch 1)
 
 # Bounded, so that no product of them is infinite or zero.
 Positive = Annotated[int, Field(gt=0, le=10**12)]
@@ -229,8 +230,7 @@ class Recipe(_Block):
     detection: Detection | None = None
     aggregation: Aggregation | None = None
     diagnostics: Diagnostics = Diagnostics()
-    # NumPy splits a larger seed: (2**32 + s, epoch 0) would be (s, epoch 1).
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0
 
     _one_length = field_validator("epochs")(one_length)
 

@@ -131,8 +131,7 @@ def _refuse_other_words(path: Path, names: Sequence[str]) -> None:
     """Raise DataError if a split has shards under several words, such as val and valid, of which one may be a copy."""
     first: dict[str, str] = {}
     for name in names:
-        word = SPLIT.search(os.path.basename(name))
-        first.setdefault(word[1] if word else os.path.dirname(name), name)
+        first.setdefault(_word(os.path.basename(name)) or os.path.dirname(name), name)
     if len(first) > 1:
         raise DataError(f"{path} holds shards such as {' and '.join(first.values())}; keep those of one name")
 
@@ -159,8 +158,13 @@ def _kind(name: str) -> str | None:
 
 
 def _split(name: str) -> str | None:
-    word = SPLIT.search(name)
-    return SPLIT_WORDS[word[1]] if word else None
+    return SPLIT_WORDS.get(_word(name) or "")
+
+
+def _word(name: str) -> str | None:
+    """Return the word in a shard's name that tells its split."""
+    found = SPLIT.search(name)
+    return found[1] if found else None
 
 
 def images_of_shards(shards: Shards, scratch: Path) -> tuple[Images, Images]:

@@ -26,7 +26,7 @@ from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import SPLITS, Source
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import Manifest
-from lbsgd.disk import HELD, exists, read_note, replace_file, to_disk
+from lbsgd.disk import HELD, exists, is_still_at, read_note, replace_file, to_disk
 from lbsgd.errors import DataError
 from lbsgd.output import say
 
@@ -155,7 +155,7 @@ def converting_alone(work: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if _is_there(lock) and [path.name for path in work.iterdir()] == ["lock"]:
+            if is_still_at(work / "lock", lock) and [path.name for path in work.iterdir()] == ["lock"]:
                 remove_work(work)
 
 
@@ -175,7 +175,7 @@ def _locked_file(work: Path) -> IO[str]:
                 raise _held(work) from error
             no_locks = f"{work.parent} lies on a file system without locks ({error.strerror})"
             say(f"{no_locks}: see to it that no other command converts into it meanwhile")
-        if _is_there(lock):
+        if is_still_at(work / "lock", lock):
             return lock
         lock.close()
 
@@ -192,12 +192,6 @@ def refuse_if_held(work: Path) -> None:
 
 def _held(work: Path) -> DataError:
     return DataError(f"another process is converting into {work.parent}; wait for it, or end it")
-
-
-def _is_there(lock: IO[str]) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))
-    return False
 
 
 def remove_added(work: Path, there: set[Path]) -> None:

@@ -41,7 +41,7 @@ class Peers:
         """Wait until all processes are there, and call `alive` meanwhile.
 
         Raises LostProcessError after timeout_seconds, which names the missing processes, or if rank 0 is gone. Raises
-        ConfigError if the meeting point cannot be used, world sizes differ or rank 0 may not open enough files, and
+        ConfigError if the meeting point cannot be used, world sizes differ or rank 0 may not open enough files,
         OtherFailed if another process ended before it came, and Stopped if another was told to stop.
         """
         if serves_store(processes):

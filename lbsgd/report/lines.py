@@ -25,12 +25,16 @@ def fact(name: str, value: object) -> str:
 
 def say_fact(name: str, value: object) -> None:
     """Print a name and its value. Raises OutputError."""
-    say(*on_width(harmless(fact(name, value)), NAME_WIDTH).split("\n"))
+    _say_on_width(fact(name, value), NAME_WIDTH)
 
 
 def warn(text: str) -> None:
     """Print a warning. Raises OutputError."""
-    say(*on_width(harmless(f"warning: {text}")).split("\n"))
+    _say_on_width(f"warning: {text}")
+
+
+def _say_on_width(line: str, indent: int = 2) -> None:
+    say(*on_width(harmless(line), indent).split("\n"))  # a line end in a name begins no line
 
 
 def on_width(text: str, indent: int = 2) -> str:

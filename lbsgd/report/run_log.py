@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lbsgd.disk import exists, is_dir, is_there, replace_file
+from lbsgd.disk import exists, is_dir, is_still_at, is_there, replace_file
 from lbsgd.errors import ConfigError, DataError, DivergedError
 from lbsgd.report.earlier_log import earlier_log
 from lbsgd.report.log_lines import KEYS, LOG_NAME, Expected, Record, missing_leaves, read_records
@@ -90,9 +89,8 @@ class RunLog:
 
     def put_back(self) -> bool:
         """Write the log anew, whole, if it was removed, moved or replaced. Return whether it was. Raises OSError."""
-        with suppress(FileNotFoundError, NotADirectoryError):
-            if os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
-                return False
+        if is_still_at(self.path, self._file):
+            return False
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file.seek(0)
         replace_file(self.path, self._file.read())  # the system keeps an open file, whatever becomes of its name
@@ -120,8 +118,7 @@ class RunLog:
             # A checkpoint is usable without its log, which may be lost or in another folder. The log then begins there.
             # Without a checkpoint nothing shows that the log belongs to this run, so a new one begins.
             if resume_iteration and exists(self.path):
-                with open(self.path, "ab"):
-                    pass  # raises an OSError if the file may not be written
+                open(self.path, "ab").close()  # raises an OSError if the file may not be written
                 earlier = earlier_log(resume_iteration, self.path)
                 records, self._again, self.lost_epochs = earlier.kept, earlier.again, earlier.lost
                 require_measures(records[0], header, self.path)

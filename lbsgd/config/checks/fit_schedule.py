@@ -46,7 +46,7 @@ def schedule_within_run(planned: Planned) -> Iterator[Hit]:
     length, warmup = length_in_iterations(recipe, kn), warmup_in_iterations(recipe, kn)
     if not length:  # F03 reports it
         return
-    unit = "epochs" if recipe.iterations is None else "iterations"
+    unit = unit_of(planned)
     first = min([length, *decay_in_iterations(recipe, kn)])
     if first == 0:
         yield Hit(f"lbsgd.decay.{unit}", "has a point before the first update: no update has the full learning rate")
@@ -54,8 +54,7 @@ def schedule_within_run(planned: Planned) -> Iterator[Hit]:
         end = f"the run has {length}" if first == length else f"the first decay is at {first}"
         said = f"is {getattr(recipe.warmup, unit):.12g}, {warmup} iterations of {kn} images, but {end}"
         yield Hit(f"lbsgd.warmup.{unit}", f"{said}: no update has the full learning rate")
-    decays = zip(getattr(recipe.decay, unit), decay_in_iterations(recipe, kn), strict=True)
-    missed = [f"{point:.12g}" for point, iteration in decays if iteration >= length]
+    missed = [f"{point:.12g}" for point, iteration in decays_of(planned) if iteration >= length]
     if missed:
         run = f"the run of {getattr(recipe, unit)} {unit}"
         yield Hit(f"lbsgd.decay.{unit}", f"has {', '.join(missed)}, but {run} has no update from there on")
@@ -72,13 +71,24 @@ def schedule_within_run(planned: Planned) -> Iterator[Hit]:
 )
 def decays_apart(planned: Planned) -> Iterator[Hit]:
     recipe, kn = planned.recipe, planned.global_batch
-    length, unit = length_in_iterations(recipe, kn), "epochs" if recipe.iterations is None else "iterations"
-    decays = [*zip(getattr(recipe.decay, unit), decay_in_iterations(recipe, kn), strict=True)]
+    length, decays = length_in_iterations(recipe, kn), decays_of(planned)
     for iteration in sorted({at for _, at in decays if at < length}):  # F06 reports the later ones
         points = [f"{point:.12g}" for point, at in decays if at == iteration]
         if len(points) > 1:
             said = f"has {', '.join(points)}, which are all iteration {iteration:,} of {kn} images"
-            yield Hit(f"lbsgd.decay.{unit}", said)
+            yield Hit(f"lbsgd.decay.{unit_of(planned)}", said)
+
+
+def unit_of(planned: Planned) -> str:
+    """Return the key in which the recipe gives its length and its decay points."""
+    return "epochs" if planned.recipe.iterations is None else "iterations"
+
+
+def decays_of(planned: Planned) -> list[tuple[float, int]]:
+    """Return each decay point as the recipe gives it, and its iteration."""
+    recipe = planned.recipe
+    iterations = decay_in_iterations(recipe, planned.global_batch)
+    return [*zip(getattr(recipe.decay, unit_of(planned)), iterations, strict=True)]
 
 
 RULES = (schedule_within_run, no_iteration_of_warmup, decays_apart)
